@@ -1,0 +1,40 @@
+# Everything runs in .venv, which is made here: Python 3.11 or later and make are all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+COUNT ?= 2000
+SEED ?= 1
+
+.PHONY: demo test differential lint benchmark clean
+
+demo: $(VENV)/demo
+	@$(BIN)/kongrealip demo
+
+test: $(VENV)/test
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# Random configurations and connections, compared with the real nginx.
+differential: $(VENV)/test
+	$(BIN)/python -m tests.differential --count $(COUNT) --seed $(SEED)
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[selfsigned]'
+	@touch $@
+
+$(VENV)/test: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --requirement requirements-dev.txt
+	@touch $@ $(VENV)/demo

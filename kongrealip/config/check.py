@@ -1,0 +1,55 @@
+"""Settings -> findings: what is legal, and probably not what the operator wants."""
+
+from __future__ import annotations
+
+from kongrealip.config.settings import Settings
+from kongrealip.realip.networks import TrustedNetworks
+from kongrealip.realip.resolve import PROXY_PROTOCOL
+
+_NO_EFFECT_YET = {
+    "ssl_ciphers": "the cipher list is Python's own for now",
+    "ssl_cipher_suite": "the cipher list is Python's own for now",
+    "nginx_worker_processes": "there is one process for now",
+}
+
+
+def trust_warnings(settings: Settings) -> list[str]:
+    """What an attacker could make of the trusted set."""
+    networks = TrustedNetworks(settings.trusted_ips)
+    if not (networks.covers_all_ipv4() or networks.covers_all_ipv6()):
+        return []
+    name = settings.given.get("trusted_ips", "trusted_ips")
+    warning = f"{name} trusts everybody: whoever reaches this port chooses the client address"
+    if settings.real_ip_header == PROXY_PROTOCOL:
+        return [f"{warning} with a preamble of his own; list the balancer's networks only"]
+    if settings.real_ip_recursive:
+        return [
+            f"{warning} with {settings.real_ip_header}, and behind any balancer the walk ends at what"
+            " the attacker wrote first; list the balancer's networks only"
+        ]
+    return [f"{warning} with {settings.real_ip_header}; list the balancer's networks only"]
+
+
+def serve_warnings(settings: Settings) -> list[str]:
+    """What ``kongrealip serve`` should say at start, one line each."""
+    warnings = [*settings.warnings, *trust_warnings(settings)]
+    if settings.real_ip_header == PROXY_PROTOCOL:
+        if not any(listen.proxy_protocol for listen in settings.proxy_listen):
+            warnings.append(
+                "real_ip_header is proxy_protocol and no listener has that flag, so no address is ever"
+                ' replaced; write for instance KONG_PROXY_LISTEN="0.0.0.0:8000 proxy_protocol"'
+            )
+    elif settings.proxy_listen and all(listen.proxy_protocol for listen in settings.proxy_listen):
+        warnings.append(
+            f"every listener demands a preamble and real_ip_header is {settings.real_ip_header}, so"
+            " the preamble is read and not used; for its address set KONG_REAL_IP_HEADER=proxy_protocol"
+        )
+    for listen in settings.proxy_listen:
+        if "http2" in listen.flags:
+            warnings.append(f"{listen}: http2 has no effect yet, HTTP/1.1 is served")
+    for key, effect in _NO_EFFECT_YET.items():
+        if key in settings.given:
+            warnings.append(f"{settings.given[key]} has no effect yet: {effect}")
+    if settings.stream_listen:
+        warnings.append(f"{settings.given['stream_listen']} has no effect here: serve opens proxy_listen")
+    return warnings

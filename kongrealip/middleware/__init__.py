@@ -1,0 +1,1 @@
+"""Doors for applications that already run somewhere."""

@@ -1,0 +1,57 @@
+"""Version 2: binary (reference, section 7.3)."""
+
+from __future__ import annotations
+
+import struct
+
+from kongrealip.address import ipv6_text
+from kongrealip.errors import PreambleError
+from kongrealip.preamble.model import Preamble
+
+SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+
+_HEAD = struct.Struct("!BBH")
+_IPV4 = struct.Struct("!4B4BHH")
+_IPV6 = struct.Struct("!8H8HHH")
+_BODY = 16
+_COMMANDS = {0: "LOCAL", 1: "PROXY"}
+_STREAM = 1
+
+
+def parse(data: bytes, limit: int) -> tuple[Preamble, int] | None:
+    """Read a version 2 header that starts with the signature; see ``header.parse``."""
+    if len(data) < _BODY:
+        return None
+    version_command, family_transport, length = _HEAD.unpack_from(data, len(SIGNATURE))
+    if version_command >> 4 != 2:
+        raise PreambleError(f"PROXY version {version_command >> 4} is not known")
+    end = _BODY + length
+    if end > limit:
+        raise PreambleError(f"preamble of {end} bytes, the limit is {limit}")
+    if len(data) < end:
+        return None
+    command = version_command & 15
+    if command != 1 or family_transport & 15 != _STREAM:
+        return Preamble(2, _COMMANDS.get(command) or f"0x{command:x}"), end
+    return _addresses(data, family_transport >> 4, end), end
+
+
+def _addresses(data: bytes, family: int, end: int) -> Preamble:
+    if family == 1:
+        tlvs = _tlv_start(_IPV4, end)
+        a, b, c, d, e, f, g, h, source_port, destination_port = _IPV4.unpack_from(data, _BODY)
+        source, destination = f"{a}.{b}.{c}.{d}", f"{e}.{f}.{g}.{h}"
+    elif family == 2:
+        tlvs = _tlv_start(_IPV6, end)
+        *groups, source_port, destination_port = _IPV6.unpack_from(data, _BODY)
+        source, destination = ipv6_text(groups[:8]), ipv6_text(groups[8:])
+    else:
+        return Preamble(2, "PROXY")
+    return Preamble(2, "PROXY", source, source_port, destination, destination_port, data[tlvs:end])
+
+
+def _tlv_start(layout: struct.Struct, end: int) -> int:
+    start = _BODY + layout.size
+    if end < start:
+        raise PreambleError(f"version 2 preamble too short for its addresses ({end} bytes)")
+    return start

@@ -1,0 +1,27 @@
+"""What this package's own server knows about a connection, for the middleware to find."""
+
+from __future__ import annotations
+
+from kongrealip.address import Address
+from kongrealip.preamble import Preamble
+from kongrealip.realip.resolve import PeerResolver
+
+#: Where the server puts a :class:`Connection` into the ASGI ``scope["state"]``.
+CONNECTION_KEY = "kongrealip.connection"
+
+
+class Connection:
+    """One accepted connection.
+
+    ``peer`` is what ``accept`` returned. It cannot get lost, unlike ``getpeername()`` of a
+    connection that the peer has reset. ``resolver`` is where the middleware keeps what it
+    worked out for this peer, so that later requests of the connection need not.
+    """
+
+    __slots__ = ("peer", "preamble", "resolver", "tls")
+
+    def __init__(self, peer: Address, preamble: Preamble | None, tls: bool) -> None:
+        self.peer = peer
+        self.preamble = preamble
+        self.tls = tls
+        self.resolver: PeerResolver | None = None

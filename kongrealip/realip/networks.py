@@ -1,0 +1,136 @@
+"""KONG_TRUSTED_IPS: which entries are allowed, and which addresses they cover.
+
+There are two tests, and they differ on purpose (reference, section 3). *nginx trust* decides
+whether an address is replaced; *Kong trust* decides whether X-Forwarded-Proto and its kin are
+believed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from kongrealip.address import IPV4_FIRST, IPV4_LAST
+
+UNIX = "unix:"
+_LAST = (1 << 128) - 1
+_BROADCAST = 0xFFFFFFFF
+
+
+class TrustedNetworks:
+    """The networks whose peers and hops are believed, by nginx's rules.
+
+    All entries lie on one line of 128-bit numbers (see :mod:`kongrealip.address`), sorted and
+    merged, so that the question costs one binary search whatever their number.
+    """
+
+    __slots__ = ("_firsts", "_lasts", "unix")
+
+    def __init__(self, entries: Iterable[str] = ()) -> None:
+        """Take entries as Kong and nginx both accept them; ValueError names what is wrong."""
+        texts = list(entries)
+        self.unix = UNIX in texts
+        ranges = sorted(part for text in texts if text != UNIX for part in parse_network(text))
+        firsts: list[int] = []
+        lasts: list[int] = []
+        for first, last in ranges:
+            if lasts and first <= lasts[-1] + 1:
+                lasts[-1] = max(lasts[-1], last)
+            else:
+                firsts.append(first)
+                lasts.append(last)
+        self._firsts, self._lasts = firsts, lasts
+
+    def covers(self, number: int) -> bool:
+        """Whether an address, given by its number, is trusted."""
+        index = bisect_right(self._firsts, number)
+        return index > 0 and number <= self._lasts[index - 1]
+
+    def covers_all_ipv4(self) -> bool:
+        """Whether every IPv4 address is trusted, by one entry or by several together."""
+        return self._covers_range(IPV4_FIRST, IPV4_LAST)
+
+    def covers_all_ipv6(self) -> bool:
+        """Whether every IPv6 address is trusted, the IPv4-mapped ones aside."""
+        return self._covers_range(0, IPV4_FIRST - 1) and self._covers_range(IPV4_LAST + 1, _LAST)
+
+    def _covers_range(self, first: int, last: int) -> bool:
+        index = bisect_right(self._firsts, first)
+        return index > 0 and last <= self._lasts[index - 1]
+
+
+def parse_network(text: str) -> list[tuple[int, int]]:
+    """Read one entry other than ``unix:`` as ranges of address numbers, both ends included.
+
+    Accepts what both Kong and nginx accept; raises ValueError with the reason and the fix. An
+    IPv6 entry that reaches over ``::ffff:0:0/96`` has that part cut out: nginx looks IPv4-mapped
+    addresses up among the IPv4 entries only, so ``::/0`` does not cover ``::ffff:10.0.0.1``.
+    """
+    address, slash, prefix_text = text.partition("/")
+    if address[:1] == "[":
+        raise ValueError("nginx refuses brackets here, write the IPv6 address without them")
+    version, value = _strict_address(address)
+    bits = 32 if version == 4 else 128
+    prefix = _prefix(prefix_text, bits) if slash else bits
+    if slash and value & _BROADCAST == _BROADCAST and (version == 4 or value >> 32 == 0xFFFF):
+        raise ValueError("nginx refuses 255.255.255.255 with a prefix, write it without")
+    first = value >> (bits - prefix) << (bits - prefix)
+    last = first | (1 << (bits - prefix)) - 1
+    if version == 4:
+        return [(IPV4_FIRST | first, IPV4_FIRST | last)]
+    below, above = (first, min(last, IPV4_FIRST - 1)), (max(first, IPV4_LAST + 1), last)
+    return [part for part in (below, above) if part[0] <= part[1]]
+
+
+def _strict_address(text: str) -> tuple[int, int]:
+    """``inet_pton`` for one family or the other: its version and its value."""
+    try:
+        if ":" not in text:
+            return 4, int(ipaddress.IPv4Address(text))
+        # ipaddress takes zones ("fe80::1%eth0"), Kong does not.
+        if "%" not in text:
+            return 6, int(ipaddress.IPv6Address(text))
+    except ipaddress.AddressValueError:
+        pass
+    raise ValueError("write an IPv4 or IPv6 address, a CIDR block such as 10.0.0.0/8, or unix:")
+
+
+def _prefix(text: str, bits: int) -> int:
+    if text in _PREFIXES and int(text) <= bits:
+        return int(text)
+    raise ValueError(f"the prefix must be a plain number from 0 to {bits}")
+
+
+# A table rather than int(), which would take "+8", "08" and " 8".
+_PREFIXES = frozenset(str(number) for number in range(129))
+
+
+class KongTrust:
+    """Whether Kong believes X-Forwarded-Proto and its kin from a peer (reference, section 3.3).
+
+    ``unix:`` entries do not count, and an IPv4-mapped address is an IPv6 address here.
+    """
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        texts = [text for text in entries if text != UNIX]
+        self._everything = "0.0.0.0/0" in texts and "::/0" in texts
+        self._networks = [_plain_network(text) for text in texts]
+
+    def trusts(self, peer: str) -> bool:
+        """Judge the text of a peer's address; what is not an address is trusted by nobody."""
+        if self._everything:
+            return True
+        try:
+            version, value = _strict_address(peer)
+        except ValueError:
+            return False
+        return any(version == v and value >> shift == head for v, shift, head in self._networks)
+
+
+def _plain_network(text: str) -> tuple[int, int, int]:
+    address, slash, prefix_text = text.partition("/")
+    version, value = _strict_address(address.strip("[]"))
+    bits = 32 if version == 4 else 128
+    shift = bits - (_prefix(prefix_text, bits) if slash else bits)
+    return version, shift, value >> shift

@@ -1,0 +1,1 @@
+"""Sockets: the listeners of KONG_PROXY_LISTEN, and uvicorn's protocols behind them."""

@@ -1,0 +1,33 @@
+"""One line for a refused connection, and not one for each of a thousand."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+logger = logging.getLogger("kongrealip.server")
+
+# Enough to see what is going on, few enough to keep the disk: a scanner or a probe that speaks
+# the wrong protocol comes back hundreds of times a second.
+_LINES_A_SECOND = 5
+
+
+class RefusalLog:
+    """Writes warnings up to a rate, and counts the ones it leaves out."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._written = 0
+        self._left_out = 0
+
+    def write(self, peer: str, listener: str, reason: str) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._written = second, 0
+        if self._written >= _LINES_A_SECOND:
+            self._left_out += 1
+            return
+        self._written += 1
+        more = f" ({self._left_out} more refusals since the last such line)" if self._left_out else ""
+        self._left_out = 0
+        logger.warning("refused %s on %s: %s%s", peer, listener, reason, more)
