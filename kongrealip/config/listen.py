@@ -182,10 +182,12 @@ def _reason(text: str, flags: tuple[str, ...]) -> str:
 
 def _check_for_nginx(listen: Listen, earlier: list[Listen]) -> None:
     """What passes Kong and then keeps nginx from starting."""
-    if len(listen.host.split()) != 1 or listen.host in ("[]", "off"):
+    if listen.host == "[]" or any(blank in listen.host for blank in BLANKS):
         raise ValueError(f"nginx cannot listen on {listen.host!r}, write an address and then the flags")
     if not 1 <= listen.port <= 65535:
         raise ValueError("nginx needs a port within 1 to 65535")
+    if "udp" in listen.flags and (odd := next(filter(_is_for_tcp, listen.flags), None)):
+        raise ValueError(f"nginx refuses {odd} together with udp, leave one of them out")
     if listen.backlog == 0:
         raise ValueError("nginx refuses backlog=0, leave it out for the default")
     for flag in listen.flags:
@@ -193,6 +195,10 @@ def _check_for_nginx(listen: Listen, earlier: list[Listen]) -> None:
             keepalive(flag[13:])
     if any(_socket_address(listen) == _socket_address(other) for other in earlier):
         raise ValueError(f"nginx refuses to listen twice on {listen.host}:{listen.port}, keep one entry")
+
+
+def _is_for_tcp(flag: str) -> bool:
+    return flag in ("ssl", "proxy_protocol") or flag.startswith(("backlog=", "so_keepalive="))
 
 
 def _socket_address(listen: Listen) -> tuple[str, int]:

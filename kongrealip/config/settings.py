@@ -68,7 +68,7 @@ class Settings(NamedTuple):
     #: Seconds that a connection has for its whole preamble.
     client_header_timeout: float = _CLIENT_HEADER_TIMEOUT
     preamble_max_bytes: int = DEFAULT_LIMIT
-    given: Mapping[str, str] = {}  # noqa: RUF012 - a NamedTuple's default, never mutated
+    given: Mapping[str, str] = {}
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -83,17 +83,15 @@ class Settings(NamedTuple):
         real_ip_recursive: bool | str | None = None,
     ) -> Settings:
         """Another Settings in which arguments win; None leaves the value as it is."""
-        arguments = {}
+        arguments: dict[str, str] = {}
         if trusted_ips is not None:
-            is_text = isinstance(trusted_ips, str)
-            arguments["trusted_ips"] = trusted_ips if is_text else ",".join(trusted_ips)
+            arguments["trusted_ips"] = trusted_ips if isinstance(trusted_ips, str) else ",".join(trusted_ips)
         if real_ip_header is not None:
             arguments["real_ip_header"] = real_ip_header
-        if real_ip_recursive is not None:
-            is_flag = isinstance(real_ip_recursive, bool)
-            arguments["real_ip_recursive"] = (
-                ("on" if real_ip_recursive else "off") if is_flag else str(real_ip_recursive)
-            )
+        if isinstance(real_ip_recursive, bool):
+            arguments["real_ip_recursive"] = "on" if real_ip_recursive else "off"
+        elif real_ip_recursive is not None:
+            arguments["real_ip_recursive"] = real_ip_recursive
         changed = _Loader({}, arguments, origin="the argument {}").load()
         return self._replace(**{key: getattr(changed, key) for key in arguments})
 
@@ -115,28 +113,31 @@ class _Loader:
         self._given: dict[str, str] = {}
 
     def load(self) -> Settings:
-        values = {
-            "trusted_ips": self._trusted_ips(),
-            "real_ip_header": self._real_ip_header(),
-            "real_ip_recursive": self._real_ip_recursive(),
-            "proxy_listen": self._listens("proxy_listen", DEFAULT_PROXY_LISTEN, HTTP_FLAGS),
-            "stream_listen": self._listens("stream_listen", "off", STREAM_FLAGS),
-            "port_maps": self._port_maps(),
-            "ssl_cert": self._certificates("ssl_cert"),
-            "ssl_cert_key": self._certificates("ssl_cert_key"),
-            "ssl_protocols": self._ssl_protocols(),
-            "ssl_cipher_suite": self._choice("ssl_cipher_suite", "intermediate", CIPHER_SUITES),
-            "ssl_ciphers": self._text("ssl_ciphers"),
-            "nginx_worker_processes": self._worker_processes(),
-            "log_level": self._choice("log_level", "notice", LOG_LEVELS),
-            "client_header_timeout": self._client_header_timeout(),
-            "preamble_max_bytes": self._preamble_max_bytes(),
-        }
-        self._check_pairs(values)
+        settings = Settings(
+            trusted_ips=self._trusted_ips(),
+            real_ip_header=self._real_ip_header(),
+            real_ip_recursive=self._real_ip_recursive(),
+            proxy_listen=self._listens("proxy_listen", DEFAULT_PROXY_LISTEN, HTTP_FLAGS),
+            stream_listen=self._listens("stream_listen", "off", STREAM_FLAGS),
+            port_maps=self._port_maps(),
+            ssl_cert=self._certificates("ssl_cert"),
+            ssl_cert_key=self._certificates("ssl_cert_key"),
+            ssl_protocols=self._ssl_protocols(),
+            ssl_cipher_suite=self._choice("ssl_cipher_suite", "intermediate", CIPHER_SUITES),
+            ssl_ciphers=self._text("ssl_ciphers"),
+            nginx_worker_processes=self._worker_processes(),
+            log_level=self._choice("log_level", "notice", LOG_LEVELS),
+            client_header_timeout=self._client_header_timeout(),
+            preamble_max_bytes=self._preamble_max_bytes(),
+            given=self._given,
+            warnings=tuple(unread_names(self._environ, self._file)),
+        )
+        self._check_pairs(
+            settings.ssl_cert, settings.ssl_cert_key, settings.ssl_cipher_suite, settings.ssl_ciphers
+        )
         if self._problems:
             raise SettingsError(self._problems)
-        warnings = unread_names(self._environ, self._file)
-        return Settings(**values, given=self._given, warnings=tuple(warnings))  # type: ignore[arg-type]
+        return settings
 
     def _text(self, key: str, prefix: str = "KONG_") -> str | None:
         """The stripped text that was given for a key: "" where it was set and empty."""
@@ -210,14 +211,14 @@ class _Loader:
     def _certificates(self, key: str) -> tuple[str, ...]:
         return tuple(map(_pem_or_path, kongconf.array(self._text(key) or "")))
 
-    def _check_pairs(self, values: Mapping[str, object]) -> None:
-        certificates, keys = values["ssl_cert"], values["ssl_cert_key"]
-        assert isinstance(certificates, tuple) and isinstance(keys, tuple)
+    def _check_pairs(
+        self, certificates: tuple[str, ...], keys: tuple[str, ...], suite: str, ciphers: str | None
+    ) -> None:
         if len(certificates) != len(keys):
             key = "ssl_cert" if certificates else "ssl_cert_key"
             counts = f"{len(certificates)} certificates and {len(keys)} keys"
             self._problem(key, f"{counts}, give one entry of KONG_SSL_CERT_KEY for each of KONG_SSL_CERT")
-        if values["ssl_cipher_suite"] == "custom" and not values["ssl_ciphers"]:
+        if suite == "custom" and not ciphers:
             self._problem("ssl_cipher_suite", "'custom': name the ciphers in KONG_SSL_CIPHERS")
 
     def _ssl_protocols(self) -> tuple[str, ...]:
@@ -246,16 +247,14 @@ class _Loader:
     def _client_header_timeout(self) -> float:
         """Kong passes the directive on to nginx: at server level first, then at http level."""
         for key in ("nginx_proxy_client_header_timeout", "nginx_http_client_header_timeout"):
-            text = self._text(key)
-            if text in (None, "", "NONE"):
+            text = self._text(key) or "NONE"
+            if text == "NONE":
                 continue
-            assert text is not None
             seconds = kongconf.nginx_time(text)
             if seconds:
                 self._given["client_header_timeout"] = self._given[key]
                 return seconds
-            hint = "write a time above 0 as nginx does, as in 60s or 500ms"
-            self._problem(key, f"{text!r}: {hint}")
+            self._problem(key, f"{text!r}: write a time above 0 as nginx does, as in 60s or 500ms")
         return _CLIENT_HEADER_TIMEOUT
 
     def _preamble_max_bytes(self) -> int:

@@ -71,7 +71,7 @@ def resolution_of(source: Mapping[str, Any] | HTTPConnection) -> Resolution:
     """
     extensions = source.get("extensions") or {}
     try:
-        return cast(Resolution, extensions[EXTENSION_KEY])
+        return cast("Resolution", extensions[EXTENSION_KEY])
     except KeyError:
         raise ResolutionMissingError(
             "no RealIPMiddleware has seen this request: app.add_middleware(RealIPMiddleware)"

@@ -122,15 +122,19 @@ class KongTrust:
         if self._everything:
             return True
         try:
-            version, value = _strict_address(peer)
+            version, value = _strict_address(_without_brackets(peer))
         except ValueError:
             return False
         return any(version == v and value >> shift == head for v, shift, head in self._networks)
 
 
+def _without_brackets(text: str) -> str:
+    return text[1:-1] if text[:1] == "[" and text[-1:] == "]" and ":" in text else text
+
+
 def _plain_network(text: str) -> tuple[int, int, int]:
     address, slash, prefix_text = text.partition("/")
-    version, value = _strict_address(address.strip("[]"))
+    version, value = _strict_address(_without_brackets(address))
     bits = 32 if version == 4 else 128
     shift = bits - (_prefix(prefix_text, bits) if slash else bits)
     return version, shift, value >> shift

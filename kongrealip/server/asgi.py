@@ -59,21 +59,20 @@ class Server(uvicorn.Server):
         *,
         access_log: bool = True,
         loop: str = "auto",
-        factory: bool = False,
     ) -> None:
-        # log_config: the command line sets logging up. proxy_headers: uvicorn's own idea of the
-        # client would come first, and the middleware would take it for the peer.
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=_Protocol,
-                loop=loop,
-                factory=factory,
-                log_config=None,
-                access_log=access_log,
-                proxy_headers=False,
-            )  # fmt: skip
+        config = uvicorn.Config(
+            app,
+            # Not to be guessed: the middleware is ASGI 3 whatever it wraps.
+            interface="asgi3",
+            http=_Protocol,
+            loop=loop,
+            # The command line sets logging up.
+            log_config=None,
+            access_log=access_log,
+            # uvicorn's own idea of the client would come first and be taken for the peer.
+            proxy_headers=False,
         )
+        super().__init__(config)
         self._settings = settings
         self._sockets = sockets
         self._tls = tls

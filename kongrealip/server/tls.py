@@ -26,7 +26,7 @@ def context(settings: Settings) -> ssl.SSLContext:
         raise StartError("KONG_SSL_PROTOCOLS: none of these can be served, write TLSv1.2 TLSv1.3")
     made.minimum_version, made.maximum_version = min(versions), max(versions)
     made.set_alpn_protocols(["http/1.1"])
-    pairs = list(zip(settings.ssl_cert, settings.ssl_cert_key, strict=True)) or [_self_signed()]
+    pairs = list(zip(settings.ssl_cert, settings.ssl_cert_key, strict=True)) or [self_signed()]
     for position, (certificate, key) in enumerate(pairs, 1):
         try:
             _load(made, certificate, key)
@@ -56,7 +56,7 @@ def _load(made: ssl.SSLContext, certificate: str, key: str) -> None:
         made.load_cert_chain(paths[0], paths[1], password="")
 
 
-def _self_signed() -> tuple[str, str]:
+def self_signed() -> tuple[str, str]:
     try:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization

@@ -1,0 +1,1 @@
+"""Real load balancers in front of the real server."""

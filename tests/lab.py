@@ -1,0 +1,92 @@
+"""A real server in a thread of its own, on any number of listeners, for tests with real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kongrealip import RealIPMiddleware, Settings
+from kongrealip.cli import whoami
+from kongrealip.config import Listen
+from kongrealip.server import tls
+from kongrealip.server.asgi import Server
+from kongrealip.server.listener import bind, bind_unix
+
+LOOPS = ("asyncio", "uvloop")
+
+
+@dataclass
+class Lab:
+    """Listeners are added first, each with the settings that its requests are decided by."""
+
+    app: Any = whoami.app
+    preamble_timeout: float = 1.0
+    _sockets: list[tuple[socket.socket, Listen]] = field(default_factory=list)
+    _apps: dict[object, Any] = field(default_factory=dict)
+    _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
+
+    def add(self, settings: Settings, host: str = "127.0.0.1", flags: tuple[str, ...] = ()) -> int:
+        """Open a listener and return its port."""
+        listen = Listen(host, 0, flags)
+        (sock,) = bind(listen)
+        self._sockets.append((sock, listen))
+        # The system gives the same port to listeners of different families.
+        address = sock.getsockname()[:2]
+        self._apps[address] = RealIPMiddleware(self.app, settings)
+        return int(address[1])
+
+    def add_unix(self, settings: Settings, flags: tuple[str, ...] = ()) -> str:
+        """Open a Unix socket and return its path."""
+        path = str(Path(self._folder.name, f"{len(self._sockets)}.sock"))
+        self._sockets.append((bind_unix(path), Listen(f"unix:{path}", 0, flags)))
+        self._apps[path, None] = RealIPMiddleware(self.app, settings)
+        return path
+
+    async def _dispatch(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        await self._apps[scope["server"]](scope, receive, send)
+
+    @contextmanager
+    def running(self, loop: str) -> Iterator[Lab]:
+        settings = Settings(client_header_timeout=self.preamble_timeout)
+        server = Server(
+            self._dispatch, settings, self._sockets, tls.context(settings), access_log=False, loop=loop
+        )
+        thread = threading.Thread(target=server.run, name=f"lab-{loop}")
+        thread.start()
+        try:
+            yield self
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+            self._folder.cleanup()
+
+
+def client_tls() -> ssl.SSLContext:
+    """A client that takes the server's self-signed certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def connect(
+    target: int | str, peer: str = "127.0.0.1"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a port from a peer address, or to the path of a Unix socket."""
+    if isinstance(target, str):
+        return await asyncio.open_unix_connection(target)
+    source = peer.removeprefix("::ffff:")
+    host = "::1" if ":" in source else "127.0.0.1"
+    return await asyncio.open_connection(host, target, local_addr=(source, 0))
