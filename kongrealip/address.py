@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["IPV4_FIRST", "IPV4_LAST", "Address", "ipv6_text", "parse_address", "parse_with_port"]
 
 IPV4_FIRST = 0xFFFF_0000_0000
 IPV4_LAST = 0xFFFF_FFFF_FFFF
+# nginx uses this value for "not an address", so it cannot be one.
+_BROADCAST = 0xFFFF_FFFF
 
 # The decimal octets as everybody writes them. What is not here takes the slow way.
 _PLAIN_OCTETS = {str(octet): octet for octet in range(256)}
+_OCTET_TEXTS = tuple(_PLAIN_OCTETS)
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 
@@ -35,38 +37,42 @@ class Address(NamedTuple):
     port: int | None
 
 
-def parse_address(text: str) -> tuple[str, int] | None:
-    """Read an IPv4 or IPv6 address without port: ``(printed text, number)``, or None."""
+def parse_hop(text: str) -> tuple[str, int, int] | None:
+    """Read one entry of a forwarding header: ``(printed text, number, port)``, or None.
+
+    The port is 0 where there is none. An address without port is tried first, so
+    ``2001:db8::1:80`` is one, and a port that is empty or out of range spoils the whole entry
+    (reference, section 4).
+    """
     parts = text.split(".")
     if len(parts) == 4:
         a, b, c, d = parts
+        octets = _PLAIN_OCTETS
         try:
-            number = (
-                _PLAIN_OCTETS[a] << 24 | _PLAIN_OCTETS[b] << 16 | _PLAIN_OCTETS[c] << 8 | _PLAIN_OCTETS[d]
-            )
+            number = octets[a] << 24 | octets[b] << 16 | octets[c] << 8 | octets[d]
         except KeyError:
             pass
         else:
-            return None if number == 0xFFFFFFFF else (text, IPV4_FIRST | number)
-        odd = _odd_ipv4(parts)
-        if odd is not None:
-            return _ipv4_text(odd), IPV4_FIRST | odd
+            return None if number == _BROADCAST else (text, IPV4_FIRST | number, 0)
+    return _odd_address(text, parts) or _with_port(text)
+
+
+def _odd_address(text: str, parts: list[str]) -> tuple[str, int, int] | None:
+    """An IPv4 address that is not spelt as usual, or an IPv6 address."""
+    ipv4 = _odd_ipv4(parts)
+    if ipv4 is not None:
+        return _ipv4_number_text(ipv4), IPV4_FIRST | ipv4, 0
     groups = _ipv6_groups(text)
     if groups is None:
         return None
     number = 0
     for group in groups:
         number = number << 16 | group
-    return ipv6_text(groups), number
+    return ipv6_text(groups), number, 0
 
 
-def parse_with_port(text: str) -> tuple[str, int, int] | None:
-    """Read ``1.2.3.4:80`` or ``[::1]:80``: ``(printed text, number, port)``, or None.
-
-    For entries of a forwarding header that :func:`parse_address` does not take. An address is
-    tried first, so ``2001:db8::1:80`` is one; a port that is missing or out of range spoils
-    the whole entry (reference, section 4).
-    """
+def _with_port(text: str) -> tuple[str, int, int] | None:
+    """``1.2.3.4:80`` or ``[::1]:80``."""
     if text[:1] == "[":
         host, closed, rest = text[1:].partition("]")
         # nginx since 1.27.3 takes "[::1]" without a port; Kong 3.0 to 3.10 embed older ones.
@@ -76,9 +82,11 @@ def parse_with_port(text: str) -> tuple[str, int, int] | None:
     else:
         host, colon, rest = text.partition(":")
         port = _port(rest) if colon else None
-    if port is None or (address := parse_address(host)) is None:
+    address = None if port is None else parse_hop(host)
+    # Brackets hold an address, and not one with a port of its own.
+    if port is None or address is None or address[2]:
         return None
-    return (*address, port)
+    return address[0], address[1], port
 
 
 def bounded_decimal(text: str, limit: int) -> int | None:
@@ -98,17 +106,25 @@ def _port(text: str) -> int | None:
 
 def _odd_ipv4(parts: list[str]) -> int | None:
     """ngx_inet_addr: ``010`` is ten, an empty part is zero, 255.255.255.255 is refused."""
+    if len(parts) != 4:
+        return None
     number = 0
     for part in parts:
         octet = bounded_decimal(part, 255) if part else 0
         if octet is None:
             return None
         number = number << 8 | octet
-    return None if number == 0xFFFFFFFF else number
+    return None if number == _BROADCAST else number
 
 
-def _ipv4_text(number: int) -> str:
-    return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+def ipv4_text(a: int, b: int, c: int, d: int) -> str:
+    """Print four octets. From a table, in a third of the time: each preamble has two addresses."""
+    texts = _OCTET_TEXTS
+    return f"{texts[a]}.{texts[b]}.{texts[c]}.{texts[d]}"
+
+
+def _ipv4_number_text(number: int) -> str:
+    return ipv4_text(*number.to_bytes(4, "big"))
 
 
 def _ipv6_groups(text: str) -> list[int] | None:
@@ -131,8 +147,7 @@ def _ipv6_groups(text: str) -> list[int] | None:
         elif character == ":" and gap is None:
             gap, colon = len(groups), index
         elif character == "." and pending and colon is not None and len(groups) <= 6:
-            parts = text[colon + 1 :].split(".")
-            number = _odd_ipv4(parts) if len(parts) == 4 else None
+            number = _odd_ipv4(text[colon + 1 :].split("."))
             if number is None:
                 return None
             groups.append(number >> 16)
@@ -159,7 +174,7 @@ def ipv6_text(groups: list[int] | tuple[int, ...]) -> str:
         or (length == 7 and groups[7] >> 8 != 0 and groups[7] & 0xFF != 1)
     )
     if dotted:
-        tail = _ipv4_text(groups[6] << 16 | groups[7])
+        tail = _ipv4_number_text(groups[6] << 16 | groups[7])
         return f"::ffff:{tail}" if length == 5 else f"::{tail}"
     texts = [f"{group:x}" for group in groups]
     if length < 2:

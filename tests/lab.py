@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Lab:
     """Listeners are added first, each with the settings that its requests are decided by."""
 
     app: Any = whoami.app
-    preamble_timeout: float = 1.0
+    preamble_timeout: float = 2.0
     _sockets: list[tuple[socket.socket, Listen]] = field(default_factory=list)
     _apps: dict[object, Any] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
@@ -73,6 +74,7 @@ class Lab:
             self._folder.cleanup()
 
 
+@cache
 def client_tls() -> ssl.SSLContext:
     """A client that takes the server's self-signed certificate."""
     context = ssl.create_default_context()

@@ -35,7 +35,7 @@ def starts_with(server: str, *, stream: bool = False, bind: bool = True) -> bool
         block = f"stream {{ {server} }}" if stream else f"http {{ {body} {server} }}"
         conf = Path(folder, "nginx.conf")
         conf.write_text(f"pid {folder}/pid; events {{}}\n{block}\n", encoding="utf-8")
-        command = [binary(), "-t", "-q", "-p", folder, "-c", conf, "-e", "stderr"]
+        command = [str(binary()), "-t", "-q", "-p", folder, "-c", str(conf), "-e", "stderr"]
         tested = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     if tested.returncode == 0:
         return True

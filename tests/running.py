@@ -87,23 +87,15 @@ class Program:
 
     def __init__(
         self,
-        command: Sequence[str | Path],
-        environ: Mapping[str, str],
+        process: subprocess.Popen[bytes],
         ports: Sequence[int],
-        folder: Path | None = None,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
     ) -> None:
         self.ports = tuple(ports)
-        # Files and not pipes: nobody has to read along, and a chatty program never blocks.
-        self._stdout = tempfile.TemporaryFile()
-        self._stderr = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            command,
-            env=environ,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=self._stdout,
-            stderr=self._stderr,
-        )
+        self._process = process
+        self._stdout = stdout
+        self._stderr = stderr
 
     @property
     def port(self) -> int:
@@ -148,11 +140,6 @@ class Program:
             self._process.kill()
             return self._process.wait()
 
-    def close(self) -> None:
-        self.stop()
-        self._stdout.close()
-        self._stderr.close()
-
     def _accepts_or_ended(self, port: int) -> bool:
         return self._ended() or accepts(port)
 
@@ -173,15 +160,20 @@ def running(
     folder: Path | None = None,
 ) -> Iterator[Program]:
     """Start a program, wait until its ports accept, and end it by its pid."""
-    program = Program(command, environ, ports, folder)
-    try:
-        program.wait_for_ports()
-        yield program
-    except BaseException as error:
-        error.add_note(f"{command[0]} wrote:\n{program.stdout}{program.stderr}")
-        raise
-    finally:
-        program.close()
+    # Files and not pipes: nobody has to read along, and a chatty program never blocks.
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            command, env=environ, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+        )
+        program = Program(process, ports, stdout, stderr)
+        try:
+            program.wait_for_ports()
+            yield program
+        except BaseException as error:
+            error.add_note(f"{command[0]} wrote:\n{program.stdout}{program.stderr}")
+            raise
+        finally:
+            program.stop()
 
 
 @contextmanager
@@ -234,10 +226,16 @@ class Client:
 
 @contextmanager
 def client(
-    port: int, source_ip: str = CLIENT_IP, *, tls: ssl.SSLContext | None = None, server_name: str | None = None
+    port: int,
+    source_ip: str = CLIENT_IP,
+    *,
+    preamble: bytes = b"",
+    tls: ssl.SSLContext | None = None,
+    server_name: str | None = None,
 ) -> Iterator[Client]:
-    """Connect and, with ``tls``, shake hands with ``server_name``."""
+    """Connect, send ``preamble`` and, with ``tls``, shake hands with ``server_name``."""
     with connect(port, source_ip) as sock:
+        sock.sendall(preamble)
         if tls is None:
             yield Client(sock)
         else:

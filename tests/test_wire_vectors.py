@@ -39,7 +39,7 @@ def listener_key(vector: golden.Vector) -> str:
 def targets(request: pytest.FixtureRequest) -> Iterator[dict[str, int | str]]:
     """A server with a listener for each configuration and kind of peer."""
     lab = Lab()
-    targets = {}
+    targets: dict[str, int | str] = {}
     for key in {listener_key(vector) for vector in VECTORS}:
         config, kind = json.loads(key)
         settings = Settings(
@@ -98,7 +98,7 @@ def compare(expect: dict[str, Any], answer: Answer | None, local_port: str) -> s
     if expect["outcome"] != "ok" or status != 200:
         return f"status {status}, expected {expect}"
     seen = nginx_view(body, local_port)
-    differing = {key: (seen[key], expect[key]) for key in seen if seen[key] != expect[key]}
+    differing: dict[str, object] = {key: (seen[key], expect[key]) for key in seen if seen[key] != expect[key]}
     found = {
         int(kind, 16): bytes.fromhex(value)
         for kind, value in (body["preamble"] or {"tlvs": {}})["tlvs"].items()

@@ -44,9 +44,11 @@ def serve_warnings(settings: Settings) -> list[str]:
             f"every listener demands a preamble and real_ip_header is {settings.real_ip_header}, so"
             " the preamble is read and not used; for its address set KONG_REAL_IP_HEADER=proxy_protocol"
         )
-    for listen in settings.proxy_listen:
-        if "http2" in listen.flags:
-            warnings.append(f"{listen}: http2 has no effect yet, HTTP/1.1 is served")
+    warnings.extend(
+        f"{listen}: http2 has no effect yet, HTTP/1.1 is served"
+        for listen in settings.proxy_listen
+        if "http2" in listen.flags
+    )
     for key, effect in _NO_EFFECT_YET.items():
         if key in settings.given:
             warnings.append(f"{settings.given[key]} has no effect yet: {effect}")

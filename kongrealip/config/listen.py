@@ -78,12 +78,12 @@ def keepalive(value: str) -> Keepalive | bool:
     if value in ("on", "off"):
         return value == "on"
     idle_text, interval_text, count_text = value.split(":")
-    times = [nginx_seconds(text) if text else None for text in (idle_text, interval_text)]
+    idle, interval = (nginx_seconds(text) if text else None for text in (idle_text, interval_text))
     count = int(count_text[:9]) if count_text else None
-    given = [value for value in (*times, count) if value is not None]
+    given = [value for value in (idle, interval, count) if value is not None]
     if 0 in given or len(given) != sum(map(bool, (idle_text, interval_text, count_text))) or not given:
         raise ValueError("so_keepalive needs idle:interval:count, as in 30m:10s:5, none of them 0")
-    return Keepalive(*times, count)
+    return Keepalive(idle, interval, count)
 
 
 def parse_listens(text: str, flags: tuple[str, ...]) -> tuple[list[Listen], list[str]]:
@@ -202,4 +202,4 @@ def _is_for_tcp(flag: str) -> bool:
 
 
 def _socket_address(listen: Listen) -> tuple[str, int]:
-    return "0.0.0.0" if listen.host == "*" else listen.host, listen.port
+    return "0.0.0.0" if listen.host == "*" else listen.host, listen.port  # noqa: S104 - compared only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from kongrealip.address import ipv6_text
+from kongrealip.address import ipv4_text, ipv6_text
 from kongrealip.errors import PreambleError
 from kongrealip.preamble.model import Preamble
 
@@ -16,6 +16,7 @@ _IPV6 = struct.Struct("!8H8HHH")
 _BODY = 16
 _COMMANDS = {0: "LOCAL", 1: "PROXY"}
 _STREAM = 1
+_TOO_SHORT = "version 2 preamble of {} bytes, too short for its addresses"
 
 
 def parse(data: bytes, limit: int) -> tuple[Preamble, int] | None:
@@ -38,20 +39,19 @@ def parse(data: bytes, limit: int) -> tuple[Preamble, int] | None:
 
 def _addresses(data: bytes, family: int, end: int) -> Preamble:
     if family == 1:
-        tlvs = _tlv_start(_IPV4, end)
+        tlvs = _BODY + 12
+        if end < tlvs:
+            raise PreambleError(_TOO_SHORT.format(end))
         a, b, c, d, e, f, g, h, source_port, destination_port = _IPV4.unpack_from(data, _BODY)
-        source, destination = f"{a}.{b}.{c}.{d}", f"{e}.{f}.{g}.{h}"
+        source, destination = ipv4_text(a, b, c, d), ipv4_text(e, f, g, h)
     elif family == 2:
-        tlvs = _tlv_start(_IPV6, end)
+        tlvs = _BODY + 36
+        if end < tlvs:
+            raise PreambleError(_TOO_SHORT.format(end))
         *groups, source_port, destination_port = _IPV6.unpack_from(data, _BODY)
         source, destination = ipv6_text(groups[:8]), ipv6_text(groups[8:])
     else:
         return Preamble(2, "PROXY")
-    return Preamble(2, "PROXY", source, source_port, destination, destination_port, data[tlvs:end])
-
-
-def _tlv_start(layout: struct.Struct, end: int) -> int:
-    start = _BODY + layout.size
-    if end < start:
-        raise PreambleError(f"version 2 preamble too short for its addresses ({end} bytes)")
-    return start
+    # tuple.__new__ takes half the time of Preamble(), which is Python code.
+    fields = (2, "PROXY", source, source_port, destination, destination_port, data[tlvs:end])
+    return tuple.__new__(Preamble, fields)

@@ -14,14 +14,18 @@ class Connection:
     """One accepted connection.
 
     ``peer`` is what ``accept`` returned. It cannot get lost, unlike ``getpeername()`` of a
-    connection that the peer has reset. ``resolver`` is where the middleware keeps what it
+    connection that the peer has reset. ``local`` is this end as ASGI's ``scope["server"]`` has
+    it: host and port, or path and None. ``resolver`` is where the middleware keeps what it
     worked out for this peer, so that later requests of the connection need not.
     """
 
-    __slots__ = ("peer", "preamble", "resolver", "tls")
+    __slots__ = ("local", "peer", "preamble", "resolver", "tls")
 
-    def __init__(self, peer: Address, preamble: Preamble | None, tls: bool) -> None:
+    def __init__(
+        self, peer: Address, local: tuple[str, int | None], preamble: Preamble | None, tls: bool
+    ) -> None:
         self.peer = peer
+        self.local = local
         self.preamble = preamble
         self.tls = tls
         self.resolver: PeerResolver | None = None

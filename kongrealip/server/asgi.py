@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.importer import ImportFromStringError, import_from_string
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kongrealip.config import Listen, Settings
@@ -103,17 +104,12 @@ class Server(uvicorn.Server):
         """Give an accepted socket to the loop, which does TLS where the listener asks for it."""
 
         def protocol() -> asyncio.Protocol:
-            made = _Protocol(
-                config=self.config,
-                server_state=self.server_state,
-                app_state={**self.lifespan.state, CONNECTION_KEY: connection},
-                _loop=self._loop,
-            )
-            made.on_stray_preamble = None if connection.preamble else stray
+            app_state = {**self.lifespan.state, CONNECTION_KEY: connection}
+            made = _Protocol(self.config, self.server_state, app_state, self._loop)
+            made.connection = connection
+            if connection.preamble is None:
+                made.on_stray_preamble = self._refuse_stray, connection, listen
             return made
-
-        def stray() -> None:
-            self._refuse(connection, listen, "a PROXY preamble reached a port without proxy_protocol")
 
         try:
             if listen.ssl:
@@ -129,7 +125,10 @@ class Server(uvicorn.Server):
                 hint = "; plain HTTP, or a preamble, reached an ssl port without proxy_protocol"
             self._refuse(connection, listen, f"TLS handshake failed: {error.reason}{hint}")
         except OSError as error:
-            self._refuse(connection, listen, f"connection lost: {error}")
+            self._refuse(connection, listen, f"TLS handshake failed: {error}")
+
+    def _refuse_stray(self, connection: Connection, listen: Listen) -> None:
+        self._refuse(connection, listen, "a PROXY preamble reached a port without proxy_protocol")
 
     def _refuse(self, connection: Connection, listen: Listen, reason: str) -> None:
         ip, port = connection.peer
@@ -137,11 +136,23 @@ class Server(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's own, which also notices a preamble where HTTP was expected."""
+    """uvicorn's own, with what the listener knows of the connection."""
 
-    on_stray_preamble: Callable[[], None] | None = None
+    connection: Connection
+    on_stray_preamble: tuple[Callable[[Connection, Listen], None], Connection, Listen] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Do as uvicorn does, but for asking the transport, which costs five system calls."""
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.server = self.connection.local
+        ip, port = self.connection.peer
+        self.client = None if port is None else (ip, port)
+        self.scheme = "https" if self.connection.tls else "http"
 
     def data_received(self, data: bytes) -> None:
         if self.cycle is None and self.on_stray_preamble and data.startswith((b"PROXY ", SIGNATURE)):
-            self.on_stray_preamble()
+            refuse, connection, listen = self.on_stray_preamble
+            refuse(connection, listen)
         super().data_received(data)

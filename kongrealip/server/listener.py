@@ -35,21 +35,33 @@ _DEFER_SECONDS = 1
 HandOver = Callable[[socket.socket, Connection, Listen], None]
 
 
+# socket.socket makes an enumeration member of its family and its type at each look, and between
+# here and the transport there are five looks: two microseconds of each connection's hundred.
+_SOCKET_CLASSES = {
+    family: type(
+        "_AcceptedSocket", (socket.socket,), {"__slots__": (), "family": family, "type": socket.SOCK_STREAM}
+    )
+    for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+}
+
+
 def bind(listen: Listen) -> list[socket.socket]:
     """Open the listening sockets of one entry: a name may stand for several addresses.
 
     Raises StartError with one line that names the entry.
     """
-    host = None if listen.host == "*" else listen.host.strip("[]")
-    family = socket.AF_INET if host is None else socket.AF_UNSPEC
+    host = "0.0.0.0" if listen.host == "*" else listen.host.strip("[]")  # noqa: S104 - as asked for
+    opened: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(
-            host, listen.port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # A name may be listed twice for one address, in /etc/hosts for instance.
-        return [_bound(listen, family, address) for family, address in {f[0::4]: 0 for f in found}]
+        for family, address in dict.fromkeys((entry[0], entry[4]) for entry in found):
+            opened.append(_bound(listen, family, address))  # noqa: PERF401 - to be closed if one fails
     except OSError as error:
+        for sock in opened:
+            sock.close()
         raise StartError(f"cannot listen on {listen}: {error.strerror or error}") from error
+    return opened
 
 
 def bind_unix(path: str) -> socket.socket:
@@ -59,7 +71,7 @@ def bind_unix(path: str) -> socket.socket:
         _remove_stale(path)
         sock.bind(path)
         # As nginx and uvicorn leave it: who may connect is decided by the directory.
-        os.chmod(path, 0o666)
+        os.chmod(path, 0o666)  # noqa: S103
         sock.listen(_BACKLOG)
         sock.setblocking(False)
     except OSError as error:
@@ -76,7 +88,7 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
 
 
-def _bound(listen: Listen, family: int, address: tuple[str | int, ...]) -> socket.socket:
+def _bound(listen: Listen, family: int, address: tuple[object, ...]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -124,122 +136,154 @@ class Listener:
         timeout: float,
         limit: int,
     ) -> None:
-        self.listen = listen
-        self.refusals = refusals
-        self.timeout = timeout
-        self.limit = limit
-        self.waiting: set[_HalfRead] = set()
         self._sock = sock
+        self._listen = listen
         self._hand_over = hand_over
+        self._refusals = refusals
+        self._timeout = timeout
+        self._limit = limit
         self._is_unix = sock.family == socket.AF_UNIX
+        self._family = sock.family
+        self._socket_class = _SOCKET_CLASSES[sock.family]
+        # Where the listener stands on one address, that is the local end of every connection.
+        name = sock.getsockname()
+        self._local = (name, None) if self._is_unix else (name[0], name[1])
+        self._is_wildcard = name[0] in ("0.0.0.0", "::")  # noqa: S104 - compared only
         self._loop = asyncio.get_running_loop()
+        # In the order of their deadlines, because all have the same time.
+        self._waiting: dict[_HalfRead, float] = {}
+        self._deadline: asyncio.TimerHandle | None = None
         self._paused: asyncio.TimerHandle | None = None
         self._loop.add_reader(sock, self._accept)
 
     def close(self) -> None:
         """Stop accepting, and close at once what has not shown a whole preamble."""
-        if self._paused is not None:
-            self._paused.cancel()
+        for timer in (self._paused, self._deadline):
+            if timer is not None:
+                timer.cancel()
         self._loop.remove_reader(self._sock)
         if self._is_unix:
             os.unlink(self._sock.getsockname())
         self._sock.close()
-        for half_read in list(self.waiting):
-            half_read.close()
-
-    def hand_over(self, sock: socket.socket, peer: Address, preamble: Preamble | None) -> None:
-        self._hand_over(sock, Connection(peer, preamble, self.listen.ssl), self.listen)
+        for half_read in list(self._waiting):
+            self._forget(half_read)
+            half_read.sock.close()
 
     def _accept(self) -> None:
-        for _ in range(_ACCEPTS_A_WAKE_UP):
+        # All are accepted before the first is read: it takes a moment, and that is the moment in
+        # which a balancer that has just connected sends its preamble.
+        for sock, peer in self._accepted():
+            if self._listen.proxy_protocol:
+                self._read(_HalfRead(sock, peer))
+            else:
+                self._give_away(sock, peer, None)
+
+    def _accepted(self) -> list[tuple[socket.socket, Address]]:
+        accepted: list[tuple[socket.socket, Address]] = []
+        while len(accepted) < _ACCEPTS_A_WAKE_UP:
             try:
-                sock, address = self._sock.accept()
+                # What socket.accept() itself calls, for the descriptor without the object.
+                descriptor, address = self._sock._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, InterruptedError):
-                return
+                break
             except ConnectionAbortedError:
                 continue
             except OSError as error:
                 if error.errno not in _OUT_OF_RESOURCES:
                     raise
                 self._pause(error)
-                return
+                break
+            sock = self._socket_class(self._family, socket.SOCK_STREAM, 0, descriptor)
             sock.setblocking(False)
             peer = Address(UNIX, None) if self._is_unix else Address(address[0], address[1])
-            if self.listen.proxy_protocol:
-                _HalfRead(self, self._loop, sock, peer).read()
-            else:
-                self.hand_over(sock, peer, None)
+            accepted.append((sock, peer))
+        return accepted
 
     def _pause(self, error: OSError) -> None:
         """Leave the queue alone for a moment: with no descriptor left, accept would spin."""
-        self.refusals.write("new connections", str(self.listen), f"{error.strerror}, pausing")
+        self._refusals.write("new connections", str(self._listen), f"{error.strerror}, pausing")
         self._loop.remove_reader(self._sock)
         self._paused = self._loop.call_later(_PAUSE_SECONDS, self._loop.add_reader, self._sock, self._accept)
+
+    def _read(self, half_read: _HalfRead) -> None:
+        """Read what is there: at once after accept, and again whenever more has come."""
+        try:
+            preamble = half_read.read(self._limit)
+        except PreambleError as error:
+            self._refuse(half_read, str(error))
+        except OSError:
+            # Reset by the peer, as port scanners and some probes do. Nothing to tell.
+            self._forget(half_read)
+            half_read.sock.close()
+        else:
+            if preamble is None:
+                self._wait(half_read)
+                return
+            self._forget(half_read)
+            self._give_away(half_read.sock, half_read.peer, preamble)
+
+    def _give_away(self, sock: socket.socket, peer: Address, preamble: Preamble | None) -> None:
+        local = sock.getsockname()[:2] if self._is_wildcard else self._local
+        self._hand_over(sock, Connection(peer, local, preamble, self._listen.ssl), self._listen)
+
+    def _wait(self, half_read: _HalfRead) -> None:
+        if half_read in self._waiting:
+            return
+        self._loop.add_reader(half_read.sock, self._read, half_read)
+        # One deadline for the whole preamble: a byte now and then does not extend it.
+        self._waiting[half_read] = self._loop.time() + self._timeout
+        if self._deadline is None:
+            self._deadline = self._loop.call_later(self._timeout, self._expire)
+
+    def _expire(self) -> None:
+        """Refuse those whose time is over. One timer serves all of them, because one is enough."""
+        self._deadline = None
+        now = self._loop.time()
+        for half_read, deadline in list(self._waiting.items()):
+            if deadline > now:
+                self._deadline = self._loop.call_at(deadline, self._expire)
+                break
+            self._refuse(half_read, "no whole preamble before the deadline")
+
+    def _forget(self, half_read: _HalfRead) -> None:
+        if self._waiting.pop(half_read, None) is not None:
+            self._loop.remove_reader(half_read.sock)
+
+    def _refuse(self, half_read: _HalfRead, reason: str) -> None:
+        ip, port = half_read.peer
+        peer = ip if port is None else f"{ip}:{port}"
+        self._refusals.write(peer, str(self._listen), reason)
+        self._forget(half_read)
+        half_read.sock.close()
 
 
 class _HalfRead:
     """A connection of which the whole preamble has not been seen yet."""
 
-    __slots__ = ("_deadline", "_held", "_listener", "_loop", "_peer", "_sock")
+    __slots__ = ("_held", "peer", "sock")
 
-    def __init__(
-        self, listener: Listener, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer: Address
-    ) -> None:
-        self._listener = listener
-        self._loop = loop
-        self._sock = sock
-        self._peer = peer
+    def __init__(self, sock: socket.socket, peer: Address) -> None:
+        self.sock = sock
+        self.peer = peer
         self._held = b""
-        self._deadline: asyncio.TimerHandle | None = None
 
-    def read(self) -> None:
-        """Read what is there: at once after accept, and again whenever more has come."""
-        listener = self._listener
+    def read(self, limit: int) -> Preamble | None:
+        """Take what belongs to the preamble off the socket; None where more is needed.
+
+        Raises PreambleError where this can become none, OSError where the connection is lost.
+        """
         try:
-            peeked = self._sock.recv(listener.limit - len(self._held), socket.MSG_PEEK)
-            if not peeked:
-                self._refuse("closed before its preamble was complete")
-                return
-            parsed = parse(self._held + peeked, listener.limit)
-            if parsed is None:
-                # All of it belongs to the preamble. Left in the socket, it would keep the
-                # socket readable, and this would spin.
-                self._held += self._sock.recv(len(peeked))
-                self._wait()
-                return
-            preamble, end = parsed
-            self._sock.recv(end - len(self._held))
+            peeked = self.sock.recv(limit - len(self._held), socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
-            self._wait()
-        except PreambleError as error:
-            self._refuse(str(error))
-        except OSError:
-            # Reset by the peer, as port scanners and some probes do. Nothing to tell.
-            self.close()
-        else:
-            self._stop_waiting()
-            listener.hand_over(self._sock, self._peer, preamble)
-
-    def close(self) -> None:
-        self._stop_waiting()
-        self._sock.close()
-
-    def _wait(self) -> None:
-        if self._deadline is None:
-            self._listener.waiting.add(self)
-            self._loop.add_reader(self._sock, self.read)
-            # One deadline for the whole preamble: a byte now and then does not extend it.
-            self._deadline = self._loop.call_later(
-                self._listener.timeout, self._refuse, "no whole preamble before the deadline"
-            )
-
-    def _stop_waiting(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._loop.remove_reader(self._sock)
-            self._listener.waiting.discard(self)
-
-    def _refuse(self, reason: str) -> None:
-        peer = self._peer.ip if self._peer.port is None else f"{self._peer.ip}:{self._peer.port}"
-        self._listener.refusals.write(peer, str(self._listener.listen), reason)
-        self.close()
+            return None
+        if not peeked:
+            raise PreambleError("closed before its preamble was complete")
+        parsed = parse(self._held + peeked, limit)
+        if parsed is None:
+            # All of it belongs to the preamble. Left in the socket, it would keep the socket
+            # readable, and the loop would spin.
+            self._held += self.sock.recv(len(peeked))
+            return None
+        preamble, end = parsed
+        self.sock.recv(end - len(self._held))
+        return preamble

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import ssl
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from tests.running import LOOPBACK, TRUST_THE_BALANCER, Program, free_port, serv
 
 SERVER_NAME = "service.test"
 CLIENT_NAME = "a client of the tests"
+FROM_THE_PREAMBLE = {"KONG_REAL_IP_HEADER": "proxy_protocol", **TRUST_THE_BALANCER}
 
 
 class Certificates(NamedTuple):
@@ -118,47 +121,41 @@ def loop(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@contextmanager
+def served(loop: str, flags: str, environ: dict[str, str], *args: str | Path) -> Iterator[Program]:
+    """A server with one listener, whose log pytest shows where the test fails."""
+    listen = f"{LOOPBACK}:{free_port()} {flags}"
+    with serving({"KONG_PROXY_LISTEN": listen, **environ}, "--loop", loop, *args) as server:
+        try:
+            yield server
+        finally:
+            print(server.stderr, file=sys.stderr)
+
+
 @pytest.fixture
 def preamble_server(loop: str) -> Iterator[Program]:
     """Takes the client from the preamble."""
-    environ = {
-        "KONG_PROXY_LISTEN": f"{LOOPBACK}:{free_port()} proxy_protocol",
-        "KONG_REAL_IP_HEADER": "proxy_protocol",
-        **TRUST_THE_BALANCER,
-    }
-    with serving(environ, "--loop", loop) as server:
+    with served(loop, "proxy_protocol", FROM_THE_PREAMBLE) as server:
         yield server
 
 
 @pytest.fixture
 def tls_preamble_server(loop: str, certificates: Certificates) -> Iterator[Program]:
     """Takes the client from the preamble, and does TLS behind it."""
-    environ = {
-        "KONG_PROXY_LISTEN": f"{LOOPBACK}:{free_port()} ssl proxy_protocol",
-        "KONG_REAL_IP_HEADER": "proxy_protocol",
-        **TRUST_THE_BALANCER,
-        **certificates.environ(),
-    }
-    with serving(environ, "--loop", loop) as server:
+    with served(loop, "ssl proxy_protocol", FROM_THE_PREAMBLE | certificates.environ()) as server:
         yield server
 
 
 @pytest.fixture
 def forwarded_server(loop: str) -> Iterator[Program]:
     """Takes the client from X-Forwarded-For, recursively."""
-    environ = {
-        "KONG_PROXY_LISTEN": f"{LOOPBACK}:{free_port()}",
-        "KONG_REAL_IP_HEADER": "X-Forwarded-For",
-        "KONG_REAL_IP_RECURSIVE": "on",
-        **TRUST_THE_BALANCER,
-    }
-    with serving(environ, "--loop", loop) as server:
+    header = {"KONG_REAL_IP_HEADER": "X-Forwarded-For", "KONG_REAL_IP_RECURSIVE": "on"}
+    with served(loop, "", TRUST_THE_BALANCER | header) as server:
         yield server
 
 
 @pytest.fixture
 def x_real_ip_server(loop: str) -> Iterator[Program]:
     """Takes the client from X-Real-IP, as Kong does unless it is told otherwise."""
-    environ = {"KONG_PROXY_LISTEN": f"{LOOPBACK}:{free_port()}", **TRUST_THE_BALANCER}
-    with serving(environ, "--loop", loop) as server:
+    with served(loop, "", TRUST_THE_BALANCER) as server:
         yield server

@@ -64,9 +64,7 @@ def test_clients_that_share_an_upstream_are_kept_apart(preamble_server: Program,
             assert other.get()["client_ip"] == OTHER_CLIENT_IP
 
 
-def test_x_forwarded_for_replaces_what_the_client_forged(
-    forwarded_server: Program, tmp_path: Path
-) -> None:
+def test_x_forwarded_for_replaces_what_the_client_forged(forwarded_server: Program, tmp_path: Path) -> None:
     port = free_port()
     with caddy(tmp_path, reverse_proxy(port, forwarded_server), port):
         seen = fetch(port, headers=[("X-Forwarded-For", FORGED_IP)])

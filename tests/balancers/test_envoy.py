@@ -145,6 +145,7 @@ listen outer
 
 
 def test_x_forwarded_for_with_a_comma_and_no_blank(forwarded_server: Program, tmp_path: Path) -> None:
+    """From a client at 127.0.0.1, and only from there, Envoy would write an address of its own."""
     port = free_port()
     with envoy(tmp_path, http(port, forwarded_server, use_remote_address=True), port):
         seen = fetch(port, headers=[("X-Forwarded-For", FORGED_IP)])
@@ -153,9 +154,7 @@ def test_x_forwarded_for_with_a_comma_and_no_blank(forwarded_server: Program, tm
     assert (seen["peer_ip"], seen["source"]) == (LOOPBACK, "X-Forwarded-For")
 
 
-def test_without_use_remote_address_a_forged_header_wins(
-    forwarded_server: Program, tmp_path: Path
-) -> None:
+def test_without_use_remote_address_a_forged_header_wins(forwarded_server: Program, tmp_path: Path) -> None:
     """Envoy's default adds nothing and passes on what the client wrote.
 
     Nothing behind it can tell, so this is what has to be configured in Envoy.

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from websockets.sync.client import connect as connect_websocket
 
-from tests.balancers.conftest import CLIENT_NAME, SERVER_NAME, Certificates
+from tests.balancers.conftest import CLIENT_NAME, FROM_THE_PREAMBLE, SERVER_NAME, Certificates, served
 from tests.balancers.programs import haproxy
 from tests.running import (
     CLIENT_IP,
     LOOPBACK,
-    TRUST_THE_BALANCER,
     Program,
     client,
     connect,
@@ -34,13 +33,13 @@ FORGED = [("X-Forwarded-For", "203.0.113.66"), ("X-Real-IP", "203.0.113.66")]
 OTHER_CLIENT_IP = "127.0.0.10"
 
 
-def forward(port: int, server: Program, send: str, bind: str = f"{LOOPBACK}", flags: str = "") -> str:
-    """A frontend at ``port`` that passes everything on to the server."""
-    return f"""
-listen at-{port}
-    bind {bind}:{port} {flags}
-    server upstream {LOOPBACK}:{server.port} {send}
-"""
+def forward(port: int, upstream: Program | int | Path, send: str, *lines: str, flags: str = "") -> str:
+    """Listen at ``port`` and pass everything on to a server, a port or a Unix socket."""
+    if isinstance(upstream, Program):
+        upstream = upstream.port
+    address = f"{LOOPBACK}:{upstream}" if isinstance(upstream, int) else f"unix@{upstream}"
+    parts = [f"listen at-{port}", f"bind {LOOPBACK}:{port} {flags}", f"server upstream {address} {send}"]
+    return "\n    ".join([*parts, *lines]) + "\n"
 
 
 @pytest.mark.parametrize(("send", "version"), [("send-proxy", 1), ("send-proxy-v2", 2)])
@@ -66,7 +65,7 @@ def test_client_comes_from_the_preamble(
 @pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2"])
 def test_ipv6_client_over_an_ipv4_upstream(preamble_server: Program, tmp_path: Path, send: str) -> None:
     port = free_port()
-    config = forward(port, preamble_server, send) + f"    bind [::1]:{port}\n"
+    config = forward(port, preamble_server, send, f"bind [::1]:{port}")
     with haproxy(tmp_path, config, port), client(port, "::1") as asking:
         seen = asking.get()
         assert (seen["client_ip"], seen["client_port"]) == ("::1", asking.port)
@@ -90,14 +89,10 @@ def test_preamble_counts_for_every_request_of_a_connection(preamble_server: Prog
 
 
 def test_preamble_of_an_untrusted_balancer_is_read_and_not_believed(loop: str, tmp_path: Path) -> None:
-    environ = {
-        "KONG_PROXY_LISTEN": f"{LOOPBACK}:{free_port()} proxy_protocol",
-        "KONG_REAL_IP_HEADER": "proxy_protocol",
-        "KONG_TRUSTED_IPS": "192.0.2.0/24",
-    }
+    environ = FROM_THE_PREAMBLE | {"KONG_TRUSTED_IPS": "192.0.2.0/24"}
     port = free_port()
     with (
-        serving(environ, "--loop", loop) as server,
+        served(loop, "proxy_protocol", environ) as server,
         haproxy(tmp_path, forward(port, server, "send-proxy-v2"), port),
     ):
         seen = fetch(port)
@@ -113,14 +108,13 @@ def test_tlvs_of_tls_that_ended_at_the_balancer(
     flags = f"ssl crt {certificates.bundle} ca-file {certificates.ca} verify optional alpn http/1.1"
     options = "crc32c,unique-id,authority,cert-key,cert-sig,ssl-cipher"
     send = f"send-proxy-v2-ssl-cn proxy-v2-options {options}"
-    config = (
-        forward(port, preamble_server, send, flags=flags) + "    unique-id-format balancer-%[dst_port]-%cp\n"
-    )
+    unique_id = "unique-id-format balancer-%[dst_port]-%cp"
+    config = forward(port, preamble_server, send, unique_id, flags=flags)
     tls = certificates.client_context(with_certificate=with_certificate)
     with haproxy(tmp_path, config, port), client(port, tls=tls, server_name=SERVER_NAME) as asking:
         seen = asking.get()
         assert (seen["client_ip"], seen["client_port"]) == (CLIENT_IP, asking.port)
-        unique_id = f"balancer-{port}-{asking.port}"
+        asking_port = asking.port
     # The connection that reached the server was plain: TLS was the balancer's.
     assert (seen["tls"], seen["scheme"]) == (False, "http")
     tlvs = {int(kind, 16): bytes.fromhex(value) for kind, value in seen["preamble"]["tlvs"].items()}
@@ -128,7 +122,7 @@ def test_tlvs_of_tls_that_ended_at_the_balancer(
     assert len(tlvs[0x03]) == 4
     assert tlvs[0x01] == b"http/1.1"
     assert tlvs[0x02] == SERVER_NAME.encode()
-    assert tlvs[0x05] == unique_id.encode()
+    assert tlvs[0x05] == f"balancer-{port}-{asking_port}".encode()
     check_ssl_tlv(tlvs[0x20], with_certificate)
 
 
@@ -165,17 +159,14 @@ def test_tls_passed_through_to_an_ssl_proxy_protocol_listener(
             assert (seen["tls"], seen["scheme"], seen["source"]) == (True, "https", "proxy_protocol")
 
 
-@pytest.mark.parametrize("outer", ["send-proxy", "send-proxy-v2"])
-@pytest.mark.parametrize("inner", ["send-proxy", "send-proxy-v2"])
+@pytest.mark.parametrize(
+    ("outer", "inner"), [("send-proxy", "send-proxy-v2"), ("send-proxy-v2", "send-proxy")]
+)
 def test_chain_of_two_balancers_keeps_the_client(
     preamble_server: Program, tmp_path: Path, outer: str, inner: str
 ) -> None:
     port, between = free_port(), free_port()
-    config = forward(between, preamble_server, inner, flags="accept-proxy") + f"""
-listen outer
-    bind {LOOPBACK}:{port}
-    server inner {LOOPBACK}:{between} {outer}
-"""
+    config = forward(between, preamble_server, inner, flags="accept-proxy") + forward(port, between, outer)
     with haproxy(tmp_path, config, port, between), client(port) as asking:
         seen = asking.get()
         assert (seen["client_ip"], seen["client_port"]) == (CLIENT_IP, asking.port)
@@ -187,11 +178,7 @@ def test_chain_without_accept_proxy_leaves_a_second_preamble_that_is_no_request(
     preamble_server: Program, tmp_path: Path, outer: str
 ) -> None:
     port, between = free_port(), free_port()
-    config = forward(between, preamble_server, "send-proxy") + f"""
-listen outer
-    bind {LOOPBACK}:{port}
-    server inner {LOOPBACK}:{between} {outer}
-"""
+    config = forward(between, preamble_server, "send-proxy") + forward(port, between, outer)
     with haproxy(tmp_path, config, port, between):
         answer, _ = exchange(port, b"GET / HTTP/1.1\r\nHost: service.test\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
@@ -217,12 +204,8 @@ async def app(scope, receive, send):
 @pytest.fixture
 def checked_server(loop: str, tmp_path: Path) -> Iterator[Program]:
     (tmp_path / "remembers.py").write_text(REMEMBERS_CHECKS)
-    environ = {
-        "KONG_PROXY_LISTEN": f"{LOOPBACK}:{free_port()} proxy_protocol",
-        "KONG_REAL_IP_HEADER": "proxy_protocol",
-        **TRUST_THE_BALANCER,
-    }
-    with serving(environ, "--loop", loop, "--app-dir", tmp_path, "remembers:app") as server:
+    args = "--app-dir", tmp_path, "remembers:app"
+    with served(loop, "proxy_protocol", FROM_THE_PREAMBLE, *args) as server:
         yield server
 
 
@@ -231,9 +214,9 @@ def test_http_health_check_is_local_and_keeps_the_upstream_up(
 ) -> None:
     """LOCAL of family 0 and length 0: the check is the balancer's own, so the peer is the client."""
     port, stats = free_port(), free_port()
-    config = checked(port, stats, checked_server, "mode http\n    option httpchk GET /check")
+    config = checked(port, stats, checked_server, "mode http", "option httpchk GET /check")
     with haproxy(tmp_path, config, port, stats):
-        wait_until(lambda: check_results(stats)[-1:] == [("UP", "L7OK", "200")], "a passed check")
+        wait_until(lambda: checks(stats) == ("UP", "L7OK", "200", "0"), "three passed checks")
         (check,) = fetch(port)["checks"]
     assert (check["client_ip"], check["source"]) == (LOOPBACK, "peer")
     assert check["preamble"] == {
@@ -252,38 +235,34 @@ def test_tcp_health_check_keeps_the_upstream_up_and_the_log_clean(
 ) -> None:
     """It hangs up behind its preamble, with a reset, every time."""
     port, stats = free_port(), free_port()
-    config = checked(port, stats, checked_server, "mode tcp")
-    with haproxy(tmp_path, config, port, stats):
-        wait_until(lambda: check_results(stats)[-1:] == [("UP", "L4OK", "")], "a passed check")
-        for _ in range(3):
-            assert fetch(port) == {"checks": []}
-        assert check_results(stats) == [("UP", "L4OK", "")]
-    levels = {line.split()[2] for line in checked_server.stderr.splitlines()}
-    assert levels == {"INFO"}
+    with haproxy(tmp_path, checked(port, stats, checked_server), port, stats):
+        wait_until(lambda: checks(stats) == ("UP", "L4OK", "", "0"), "three passed checks")
+        assert fetch(port) == {"checks": []}
+    assert {line.split()[2] for line in checked_server.stderr.splitlines()} == {"INFO"}
 
 
-def checked(port: int, stats: int, server: Program, mode: str) -> str:
-    """One failed check takes the upstream down."""
+def checked(port: int, stats: int, server: Program, *lines: str) -> str:
+    """HAProxy starts with "UP 1/4", and three checks must pass before it says "UP"."""
     return f"""
 global
     stats socket ipv4@{LOOPBACK}:{stats}
-""" + forward(port, server, "send-proxy-v2 check inter 50ms fall 1 rise 1").replace("bind", f"{mode}\n    bind")
+""" + forward(port, server, "send-proxy-v2 check inter 100ms fall 4", "timeout check 5s", *lines)
 
 
-def check_results(stats: int) -> list[tuple[str, str, str]]:
-    """Of each upstream: its state, the result of its last check, and the status code in that."""
+def checks(stats: int) -> tuple[str, str, str, str]:
+    """Of the upstream: its state, its last check's result and status code, and how many checks failed."""
     with connect(stats, LOOPBACK) as sock:
         sock.sendall(b"show stat\n")
         table = b"".join(received(sock)).decode()
-    rows = csv.DictReader(table.removeprefix("# ").splitlines())
-    return [(row["status"], row["check_status"], row["check_code"]) for row in rows if row["svname"] == "upstream"]
+    (row,) = (row for row in csv.DictReader(table.splitlines()) if row["svname"] == "upstream")
+    return row["status"], row["check_status"], row["check_code"], row["chkfail"]
 
 
 def test_forwarded_for_of_the_balancer_is_a_second_line_that_wins(
     forwarded_server: Program, tmp_path: Path
 ) -> None:
     port = free_port()
-    config = forward(port, forwarded_server, "") + "    mode http\n    option forwardfor\n"
+    config = forward(port, forwarded_server, "", "mode http", "option forwardfor")
     with haproxy(tmp_path, config, port):
         seen = fetch(port, headers=FORGED)
     lines = [value for name, value in seen["headers"] if name == "x-forwarded-for"]
@@ -297,7 +276,7 @@ def test_http_mode_keeps_apart_the_clients_that_share_an_upstream(
 ) -> None:
     """It may reuse upstream connections for other clients, but none that carries a preamble."""
     port = free_port()
-    config = forward(port, preamble_server, "send-proxy-v2") + "    mode http\n    http-reuse always\n"
+    config = forward(port, preamble_server, "send-proxy-v2", "mode http", "http-reuse always")
     with haproxy(tmp_path, config, port), client(port) as one, client(port, OTHER_CLIENT_IP) as other:
         for _ in range(2):
             for asking in (one, other):
@@ -313,3 +292,16 @@ def test_websocket_sees_the_client(preamble_server: Program, tmp_path: Path) -> 
             seen = json.loads(websocket.recv(timeout=5))
     assert (seen["client_ip"], seen["client_port"]) == (CLIENT_IP, client_port)
     assert (seen["scheme"], seen["path"], seen["source"]) == ("ws", "/live", "proxy_protocol")
+
+
+def test_unix_socket(loop: str, tmp_path: Path) -> None:
+    """The preamble tells what a Unix socket cannot: where the client is."""
+    port, path = free_port(), tmp_path / "upstream"
+    environ = FROM_THE_PREAMBLE | {"KONG_TRUSTED_IPS": "unix:"}
+    args = "--loop", loop, "--uds", f"{path} proxy_protocol"
+    with serving(environ, *args) as server:
+        server.wait_for_stderr("listening on unix:")
+        with haproxy(tmp_path, forward(port, path, "send-proxy-v2"), port), client(port) as asking:
+            seen = asking.get()
+            assert (seen["client_ip"], seen["client_port"]) == (CLIENT_IP, asking.port)
+            assert (seen["peer_ip"], seen["source"]) == ("unix:", "proxy_protocol")

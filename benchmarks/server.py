@@ -1,0 +1,177 @@
+"""CPU time of the server to that of uvicorn bare, in one run.
+
+Server and load have a core each. Rounds are short and alternate, and what counts is the median
+of the ratios of neighbouring rounds: the machine's speed drifts, but not within a pair.
+
+    python -m benchmarks.server [--rounds 15] [--connections 1500]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+
+from kongrealip.server.tls import self_signed
+
+HOST = "127.0.0.1"
+REQUEST = b"GET / HTTP/1.1\r\nHost: example.test\r\nUser-Agent: benchmark\r\nAccept: */*\r\n\r\n"
+LAST_REQUEST = REQUEST.replace(b"Accept", b"Connection: close\r\nAccept")
+PREAMBLE = (
+    b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + socket.inet_aton("203.0.113.7") + socket.inet_aton("198.51.100.9")
+    + (40001).to_bytes(2, "big") + (443).to_bytes(2, "big")
+)  # fmt: skip
+IN_FLIGHT = 8
+
+
+class Running(NamedTuple):
+    pid: int
+    port: int
+    preamble: bytes
+    tls: bool
+
+
+def cpu_seconds(pid: int) -> float:
+    """Time on the processor of all threads, in nanosecond steps."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+@contextmanager
+def process(command: list[str], port: int, environ: dict[str, str]) -> Iterator[int]:
+    """Start a server on the first core and wait for its port."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env={"PATH": os.environ["PATH"], **environ},
+        preexec_fn=lambda: os.sched_setaffinity(0, {0}),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(100):
+            if socket.socket().connect_ex((HOST, port)) == 0:
+                break
+            time.sleep(0.1)
+        yield running.pid
+    finally:
+        running.terminate()
+        running.wait(timeout=20)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind((HOST, 0))
+        return int(sock.getsockname()[1])
+
+
+def uvicorn(stack: ExitStack, pair: tuple[str, str] | None) -> Running:
+    port = free_port()
+    command = ["uvicorn", "benchmarks.app:app", "--port", str(port), "--no-access-log", "--no-proxy-headers"]
+    if pair:
+        command += ["--ssl-certfile", pair[0], "--ssl-keyfile", pair[1]]
+    return Running(stack.enter_context(process(command, port, {})), port, b"", pair is not None)
+
+
+def ours(stack: ExitStack, pair: tuple[str, str] | None, flags: str = "") -> Running:
+    port = free_port()
+    environ = {
+        "KONG_TRUSTED_IPS": "127.0.0.0/8",
+        "KONG_REAL_IP_HEADER": "proxy_protocol",
+        "KONG_PROXY_LISTEN": f"{HOST}:{port} proxy_protocol {'ssl' if pair else ''} {flags}",
+    }
+    if pair:
+        environ |= {"KONG_SSL_CERT": pair[0], "KONG_SSL_CERT_KEY": pair[1]}
+    command = ["kongrealip", "serve", "benchmarks.app:app", "--no-access-log"]
+    return Running(stack.enter_context(process(command, port, environ)), port, PREAMBLE, pair is not None)
+
+
+def open_connection(server: Running, context: ssl.SSLContext, first: bytes) -> socket.socket:
+    sock = socket.create_connection((HOST, server.port))
+    if server.tls:
+        if server.preamble:
+            sock.sendall(server.preamble)
+        sock = context.wrap_socket(sock)
+        sock.sendall(first)
+    else:
+        sock.sendall(server.preamble + first)
+    return sock
+
+
+def connections(server: Running, context: ssl.SSLContext, count: int) -> None:
+    """Connections with one request each, a few at a time."""
+    for _ in range(count // IN_FLIGHT):
+        batch = [open_connection(server, context, LAST_REQUEST) for _ in range(IN_FLIGHT)]
+        for sock in batch:
+            while sock.recv(4096):
+                pass
+            sock.close()
+
+
+def keep_alive(server: Running, context: ssl.SSLContext, count: int) -> None:
+    """Requests on connections that stay open."""
+    batch = [open_connection(server, context, REQUEST) for _ in range(IN_FLIGHT)]
+    for _ in range(count // IN_FLIGHT):
+        for sock in batch:
+            while not sock.recv(4096).endswith(b"ok"):
+                pass
+            sock.sendall(REQUEST)
+    for sock in batch:
+        sock.close()
+
+
+Load = Callable[[Running, ssl.SSLContext, int], None]
+
+
+def compare(load: Load, base: Running, other: Running, rounds: int, count: int) -> tuple[float, float, float]:
+    """The median ratio of CPU time, and the medians of microseconds a unit."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    measured: list[tuple[float, float]] = []
+    for number in range(rounds + 1):
+        pair = []
+        for server in (base, other):
+            before = cpu_seconds(server.pid)
+            load(server, context, count)
+            pair.append((cpu_seconds(server.pid) - before) / count * 1e6)
+        if number:  # the first round warms up
+            measured.append((pair[0], pair[1]))
+    ratio = statistics.median(b / a for a, b in measured)
+    return ratio, statistics.median(a for a, _ in measured), statistics.median(b for _, b in measured)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--connections", type=int, default=1000)
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {1})
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name, text in zip(("cert", "key"), self_signed(), strict=True):
+            (folder / name).write_text(text)
+        pair = (str(folder / "cert"), str(folder / "key"))
+        plain, tls = uvicorn(stack, None), uvicorn(stack, pair)
+        rows: list[tuple[str, Load, Running, Running, int, float]] = [
+            ("connection, one request", connections, plain, ours(stack, None), options.connections, 1.05),
+            ("the same, deferred", connections, plain, ours(stack, None, "deferred"), options.connections, 1.05),
+            ("keep-alive request", keep_alive, plain, ours(stack, None), options.connections * 4, 1.05),
+            ("connection behind TLS", connections, tls, ours(stack, pair), options.connections // 4, 1.10),
+        ]
+        print(f"CPU time to uvicorn bare, median of {options.rounds} paired rounds")
+        for name, load, base, other, count, bar in rows:
+            ratio, a, b = compare(load, base, other, options.rounds, count)
+            print(f"{name:28} {ratio:.3f} (bar {bar:.2f})   uvicorn {a:7.1f} us, ours {b:7.1f} us")
+
+
+if __name__ == "__main__":
+    main()
