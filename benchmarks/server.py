@@ -22,7 +22,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-
 from kongrealip.server.tls import self_signed
 
 HOST = "127.0.0.1"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-
 IPV4_FIRST = 0xFFFF_0000_0000
 IPV4_LAST = 0xFFFF_FFFF_FFFF
 # nginx uses this value for "not an address", so it cannot be one.

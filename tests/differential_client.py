@@ -23,6 +23,7 @@ _IP_BIND_ADDRESS_NO_PORT = 24
 
 CLOSED = "closed"
 WAITING = "waiting for more"
+HANGING = "no end"
 ERROR = "HTTP error"
 
 #: What came back: a View for each request that was served, ERROR, and how the connection ended.
@@ -48,17 +49,24 @@ class _Connection(asyncio.Protocol):
 
 async def ask(target: Target, case: Case) -> Answers:
     """Send the segments of the case and read until the server closes."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        sock = await _connected(target, case)
-        port = "" if sock.family == socket.AF_UNIX else str(sock.getsockname()[1])
-        try:
-            transport, connection = await _open(sock, case)
-        except (ssl.SSLError, ConnectionError):
-            # How a preamble in front of TLS is refused. The socket belongs to the loop since
-            # _open: closing it here as well could hit the next one with the same number.
-            return [CLOSED]
-        await _send(transport, case.tls_segments if case.config.ssl else case.segments)
-        end = await _end_of(transport, connection)
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return await _ask(target, case)
+    except TimeoutError:
+        return [HANGING]
+
+
+async def _ask(target: Target, case: Case) -> Answers:
+    sock = await _connected(target, case)
+    port = "" if sock.family == socket.AF_UNIX else str(sock.getsockname()[1])
+    try:
+        transport, connection = await _open(sock, case)
+    except (ssl.SSLError, ConnectionError):
+        # How a preamble in front of TLS is refused. The socket belongs to the loop since
+        # _open: closing it here as well could hit the next one with the same number.
+        return [CLOSED]
+    await _send(transport, case.tls_segments if case.config.ssl else case.segments)
+    end = await _end_of(transport, connection)
     return [*_answers(bytes(connection.received), port), end]
 
 

@@ -23,7 +23,7 @@ from kongrealip.server.asgi import Server
 from kongrealip.server.listener import bind, bind_unix
 from tests.differential_cases import Config
 from tests.nginx import binary, certificate
-from tests.running import free_port, running
+from tests.running import free_port, running, wait_until
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -95,8 +95,26 @@ def server_block(config: Config, address: str) -> str:
 
 @cache
 def _port(position: int) -> int:
-    """Taken once and used for every batch: there are not enough for thousands of configurations."""
-    return free_port()
+    """A port for nginx, the same one for every batch: there are not enough for all configurations.
+
+    It stays bound, to no effect on nginx, which sets SO_REUSEADDR as well. Whoever looks for a free
+    port in the same way, such as another run of this test, finds that it is taken.
+    """
+    while True:
+        port = free_port()
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            sock.bind(("::", port))
+        except OSError:
+            sock.close()
+            continue
+        _reserved.append(sock)
+        return port
+
+
+_reserved: list[socket.socket] = []
 
 
 @contextmanager
@@ -111,15 +129,14 @@ def nginx(configs: Sequence[Config]) -> Iterator[list[Target]]:
             server_block(config, f"unix:{target}" if config.host == UNIX else f"{config.host}:{target}")
             for config, target in zip(configs, targets, strict=True)
         ]
-        # The last to be opened, and so the one to wait for: it answers over IPv4.
-        ready = _port(len(configs))
-        blocks.append(f"    server {{ listen 127.0.0.1:{ready}; }}")
         Path(folder, "show.js").write_text(_SHOW_JS, encoding="ascii")
         conf = Path(folder, "nginx.conf")
         conf.write_text(
             _HTTP.format(folder=folder, pair=certificate(), servers="\n".join(blocks)), encoding="ascii"
         )
-        with running([binary(), "-p", folder, "-c", conf, "-e", "stderr"], {}, [ready]):
+        with running([binary(), "-p", folder, "-c", conf, "-e", "stderr"], {}, []):
+            # Written when all sockets are open. A port alone would tell nothing of the others.
+            wait_until(Path(folder, "pid").exists, "nginx")
             yield targets
 
 

@@ -79,9 +79,7 @@ def serve(
         raise click.UsageError("--factory needs an APP.")
     if app is not None and not all(app.partition(":")):
         raise click.UsageError(f"APP must be module:attribute, as in main:app, and is {app!r}.")
-    # Asked to stop before the loop handles signals, or after: either way this is the end.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    _end_at_signals()
     try:
         settings = load_settings(conf)
         set_up_logging(settings.log_level)
@@ -96,6 +94,7 @@ def demo(stay: bool) -> None:
     """Start two servers on loopback and show what five clients look like to an application."""
     from kongrealip.cli.demo import play
 
+    _end_at_signals()
     sys.exit(play(stay))
 
 
@@ -138,6 +137,12 @@ def cannot_start(error: KongRealIPError) -> NoReturn:
     for line in lines:
         click.echo(f"kongrealip: {line}", err=True)
     sys.exit(CANNOT_START)
+
+
+def _end_at_signals() -> None:
+    """Before the loop handles signals, and after it has: either way this is the end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

@@ -56,7 +56,7 @@ def bind(listen: Listen) -> list[socket.socket]:
         found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # A name may be listed twice for one address, in /etc/hosts for instance.
         for family, address in dict.fromkeys((entry[0], entry[4]) for entry in found):
-            opened.append(_bound(listen, family, address))  # noqa: PERF401 - to be closed if one fails
+            opened.append(_bound(listen, family, address))
     except OSError as error:
         for sock in opened:
             sock.close()
@@ -276,8 +276,11 @@ class _HalfRead:
             peeked = self.sock.recv(limit - len(self._held), socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
             return None
+        if not peeked and not self._held:
+            # A health check that only connects, many times a minute: not worth a line.
+            raise ConnectionAbortedError
         if not peeked:
-            raise PreambleError("closed before its preamble was complete")
+            raise PreambleError("closed in the middle of its preamble")
         parsed = parse(self._held + peeked, limit)
         if parsed is None:
             # All of it belongs to the preamble. Left in the socket, it would keep the socket
