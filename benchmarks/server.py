@@ -27,10 +27,8 @@ from kongrealip.server.tls import self_signed
 HOST = "127.0.0.1"
 REQUEST = b"GET / HTTP/1.1\r\nHost: example.test\r\nUser-Agent: benchmark\r\nAccept: */*\r\n\r\n"
 LAST_REQUEST = REQUEST.replace(b"Accept", b"Connection: close\r\nAccept")
-PREAMBLE = (
-    b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + socket.inet_aton("203.0.113.7") + socket.inet_aton("198.51.100.9")
-    + (40001).to_bytes(2, "big") + (443).to_bytes(2, "big")
-)  # fmt: skip
+# Version 2, TCP over IPv4, 203.0.113.7:40001 to 198.51.100.9:443.
+PREAMBLE = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes.fromhex("cb007107c63364099c4101bb")
 IN_FLIGHT = 8
 
 
@@ -160,15 +158,16 @@ def main() -> None:
             (folder / name).write_text(text)
         pair = (str(folder / "cert"), str(folder / "key"))
         plain, tls = uvicorn(stack, None), uvicorn(stack, pair)
+        count = options.connections
         rows: list[tuple[str, Load, Running, Running, int, float]] = [
-            ("connection, one request", connections, plain, ours(stack, None), options.connections, 1.05),
-            ("the same, deferred", connections, plain, ours(stack, None, "deferred"), options.connections, 1.05),
-            ("keep-alive request", keep_alive, plain, ours(stack, None), options.connections * 4, 1.05),
-            ("connection behind TLS", connections, tls, ours(stack, pair), options.connections // 4, 1.10),
+            ("connection, one request", connections, plain, ours(stack, None), count, 1.05),
+            ("the same, deferred", connections, plain, ours(stack, None, "deferred"), count, 1.05),
+            ("keep-alive request", keep_alive, plain, ours(stack, None), count * 4, 1.05),
+            ("connection behind TLS", connections, tls, ours(stack, pair), count // 4, 1.10),
         ]
         print(f"CPU time to uvicorn bare, median of {options.rounds} paired rounds")
-        for name, load, base, other, count, bar in rows:
-            ratio, a, b = compare(load, base, other, options.rounds, count)
+        for name, load, base, other, units, bar in rows:
+            ratio, a, b = compare(load, base, other, options.rounds, units)
             print(f"{name:28} {ratio:.3f} (bar {bar:.2f})   uvicorn {a:7.1f} us, ours {b:7.1f} us")
 
 

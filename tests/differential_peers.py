@@ -93,6 +93,9 @@ def server_block(config: Config, address: str) -> str:
     )
 
 
+_reserved: list[socket.socket] = []
+
+
 @cache
 def _port(position: int) -> int:
     """A port for nginx, the same one for every batch: there are not enough for all configurations.
@@ -112,9 +115,6 @@ def _port(position: int) -> int:
             continue
         _reserved.append(sock)
         return port
-
-
-_reserved: list[socket.socket] = []
 
 
 @contextmanager

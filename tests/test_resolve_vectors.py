@@ -126,5 +126,5 @@ def test_nginx_or_we_close_it(vector: golden.Vector) -> None:
 
 @pytest.mark.parametrize("vector", REFUSED, ids=by_id)
 def test_nginx_or_kong_refuses_the_trusted_entries(vector: golden.Vector) -> None:
-    with pytest.raises(ValueError, match="write|prefix|brackets"):
+    with pytest.raises(ValueError, match=r"write|prefix|brackets"):
         TrustedNetworks(vector["config"]["trusted_ips"])

@@ -147,7 +147,7 @@ def _print_table(seen: list[tuple[Part, dict[str, Any]]]) -> None:
 @contextmanager
 def _serving(environ: dict[str, str], port: int) -> Iterator[None]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("KONG")}
-    process = subprocess.Popen(  # noqa: S603 - this package itself
+    process = subprocess.Popen(
         [sys.executable, "-m", "kongrealip", "serve", "--no-access-log"],
         env={**inherited, **environ, "KONG_LOG_LEVEL": "warn"},
     )

@@ -28,19 +28,19 @@ def run(
     access_log: bool,
 ) -> None:
     """Serve until a signal comes. Raises StartError where it cannot begin."""
-    if uds is not None and "proxy_listen" not in settings.given:
-        settings = settings._replace(proxy_listen=())
+    replaced = uds is not None and "proxy_listen" not in settings.given
+    tcp = () if replaced else settings.proxy_listen
+    unix = [] if uds is None else [_unix_listen(uds)]
+    settings = settings._replace(proxy_listen=(*tcp, *(listen for _, listen in unix)))
     for warning in serve_warnings(settings):
         logger.warning(warning)
     application = _application(app, factory, app_dir)
-    unix = [_unix_listen(uds)] if uds is not None else []
-    listens = [*settings.proxy_listen, *(listen for _, listen in unix)]
-    if not listens:
+    if not settings.proxy_listen:
         raise StartError("KONG_PROXY_LISTEN: off leaves nothing to serve on, write <ip>:<port> or use --uds")
-    context = tls.context(settings) if any(listen.ssl for listen in listens) else None
-    sockets = [(sock, listen) for listen in settings.proxy_listen for sock in listener.bind(listen)]
+    context = tls.context(settings) if any(listen.ssl for listen in settings.proxy_listen) else None
+    sockets = [(sock, listen) for listen in tcp for sock in listener.bind(listen)]
     sockets += [(listener.bind_unix(path), listen) for path, listen in unix]
-    for listen in listens:
+    for listen in settings.proxy_listen:
         logger.info("listening on %s", listen)
     logger.info(
         "client address from %s%s, trusted: %s",

@@ -112,7 +112,14 @@ def _environment_settings(arguments: Mapping[str, object]) -> Settings:
         if value is not None
         for prefix in ("", "NGINX_PROXY_")
     }
-    return Settings.load({name: os.environ[name] for name in os.environ if name not in overruled})
+    settings = Settings.load({name: os.environ[name] for name in os.environ if name not in overruled})
+    if settings.warnings:
+        # Imported when there is something to say: it is a good part of what an import costs.
+        import logging
+
+        for warning in settings.warnings:
+            logging.getLogger("kongrealip").warning(warning)
+    return settings
 
 
 def _bind(app: ASGIApp, rules: Rules) -> ASGIApp:

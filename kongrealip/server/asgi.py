@@ -124,6 +124,9 @@ class Server(uvicorn.Server):
             if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
                 hint = "; plain HTTP, or a preamble, reached an ssl port without proxy_protocol"
             self._refuse(connection, listen, f"TLS handshake failed: {error.reason}{hint}")
+        except ConnectionResetError:
+            # Hung up in the handshake, as health checks and port scanners do. Nothing to tell.
+            pass
         except OSError as error:
             self._refuse(connection, listen, f"TLS handshake failed: {error}")
 

@@ -82,7 +82,7 @@ listen balancer
         try:
             server.wait_for_stderr("request in flight")
             server.terminate()
-            # All of this while the request is still held up.
+            # Closed at once: all of this happens while the request is still held up.
             assert list(received(half_read)) == []
             assert list(received(silent_tls)) == []
             wait_until(lambda: not accepts(server.port), "the closed listener")
@@ -93,7 +93,7 @@ listen balancer
     assert server.wait() == 0
 
 
-def test_half_read_preamble_is_closed_at_once(preamble_server: Program) -> None:
+def test_silent_or_half_read_preamble_does_not_hold_up_the_end(preamble_server: Program) -> None:
     port = preamble_server.port
     with connect(port) as silent, connect(port) as half_read:
         half_read.sendall(HALF_A_PREAMBLE)
@@ -106,7 +106,7 @@ def test_half_read_preamble_is_closed_at_once(preamble_server: Program) -> None:
     assert preamble_server.wait() == 0
 
 
-def test_idle_connection_is_not_waited_for(preamble_server: Program) -> None:
+def test_idle_connection_does_not_hold_up_the_end(preamble_server: Program) -> None:
     with client(preamble_server.port, preamble=b"PROXY UNKNOWN\r\n") as asking:
         asking.get()
         preamble_server.terminate()
