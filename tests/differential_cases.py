@@ -139,10 +139,10 @@ def leaves_odd_method(data: bytes) -> bool:
 
 
 def _case(rng: random.Random, number: int, config: Config) -> Case:
-    made, unfinished = _preamble(rng, config)
+    made, alone = _preamble(rng, config)
     requests = _requests(rng, config)
     source = _source(rng, config)
-    if unfinished:
+    if alone:
         return Case(number, config, source, (made.data,))
     if config.ssl:
         raw = (made.data,) if made.data else ()
@@ -162,16 +162,16 @@ def _requests(rng: random.Random, config: Config) -> list[bytes]:
 
 
 def _preamble(rng: random.Random, config: Config) -> tuple[Made, bool]:
-    """What comes before HTTP, and whether nothing follows because it is only the beginning of one."""
+    """What comes before HTTP, and whether nothing follows: only its beginning is sent, or it alone."""
     networks = config.networks
     if not config.proxy_protocol:
         # Not in front of TLS: there nginx answers in plain text, and we by ending the handshake.
         unexpected = rng.random() < 0.03 and not config.ssl
         return stray(rng, networks) if unexpected else Made(b"", sound=True), False
-    # Rare, because our server waits for the rest until the deadline.
+    # Rare, because this takes seconds: our server waits for the rest, and both for a request.
     if rng.random() < 0.003:
         data = stray(rng, networks).data
-        return Made(data[: rng.randint(1, len(data) - 1)]), True
+        return Made(data[: rng.choice((rng.randint(1, len(data) - 1), len(data)))]), True
     return (tls_preamble if config.ssl else preamble)(rng, networks), False
 
 

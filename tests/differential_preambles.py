@@ -171,9 +171,8 @@ def _ssl(rng: random.Random) -> bytes:
     nested = b"".join(_tlv(rng, kind) for kind in inner)
     if rng.random() < 0.15:
         nested = _damaged(rng, nested)
-    return (b"\x07" + rng.choice((bytes(4), rng.randbytes(4))) + nested)[
-        : rng.choice((None, None, None, 4, 5, 7))
-    ]
+    whole = b"\x07" + rng.choice((bytes(4), rng.randbytes(4))) + nested
+    return whole if rng.random() < 0.85 else whole[: rng.choice((4, 5, 7))]
 
 
 def _without_information(rng: random.Random, body: bytes) -> bytes:

@@ -57,18 +57,27 @@ class Lab:
             return
         await self._apps[scope["server"]](scope, receive, send)
 
+    def same_app_for(self, host: str, port: int) -> None:
+        """For a listener on a wildcard address: this is where its connections arrive."""
+        self._apps[host, port] = self._apps["0.0.0.0", port]
+
+    def stop(self) -> None:
+        """Begin the end, as a signal would."""
+        self._server.should_exit = True
+
     @contextmanager
     def running(self, loop: str) -> Iterator[Lab]:
         settings = Settings(client_header_timeout=self.preamble_timeout)
         server = Server(
             self._dispatch, settings, self._sockets, tls.context(settings), access_log=False, loop=loop
         )
+        self._server = server
         thread = threading.Thread(target=server.run, name=f"lab-{loop}")
         thread.start()
         try:
             yield self
         finally:
-            server.should_exit = True
+            self.stop()
             thread.join(timeout=20)
             assert not thread.is_alive()
             self._folder.cleanup()

@@ -36,8 +36,8 @@ _OVERRULED_IN_KONG = {
     "nginx_location_real_ip_recursive": "set real_ip_recursive",
 }
 # How alike two names must be to be taken for a slip: "trusted_ip" and "trusted_ips" score 0.95,
-# Kong's own "status_listen" and our "stream_listen" 0.77.
-_ALIKE = 0.86
+# Kong's own "lua_ssl_protocols" and our "ssl_protocols" 0.87.
+_ALIKE = 0.88
 
 
 def unread_names(environ: Mapping[str, str], file: Mapping[str, str]) -> list[str]:
