@@ -45,7 +45,7 @@ _TRAPS = (
     "unix:",
 )
 
-_ODD_METHOD = re.compile(rb"(?!GET )[A-Z_-]+ /")
+_ODD_METHOD = re.compile(rb"[\r\n]*(?!GET )[A-Z_-]+ /")
 
 
 class Config(NamedTuple):

@@ -1,0 +1,55 @@
+"""What server/asgi.py takes from uvicorn without a promise. One name in each failure."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+import uvicorn
+from uvicorn.lifespan.on import LifespanOn
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from kongrealip.cli import whoami
+
+PROTOCOLS = pytest.mark.parametrize("protocol", [HttpToolsProtocol, WebSocketsSansIOProtocol])
+
+
+def parameters(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["startup", "shutdown"])
+def test_server_methods_that_are_overridden(name: str) -> None:
+    method = getattr(uvicorn.Server, name)
+    assert inspect.iscoroutinefunction(method)
+    assert parameters(method) == ["self", "sockets"]
+
+
+@PROTOCOLS
+def test_how_a_protocol_is_made(protocol: type) -> None:
+    assert parameters(protocol)[:4] == ["config", "server_state", "app_state", "_loop"]
+
+
+@PROTOCOLS
+def test_the_app_state_is_copied_into_each_scope(protocol: type) -> None:
+    assert '"state": self.app_state.copy()' in inspect.getsource(protocol)
+
+
+def test_connection_made_sets_what_we_set() -> None:
+    """Ours replaces it, so a line that is new there may be missing here."""
+    source = inspect.getsource(HttpToolsProtocol.connection_made)
+    assigned = re.findall(r"^ +(self\.\w+) = ", source, re.MULTILINE)
+    assert assigned == ["self.transport", "self.flow", "self.server", "self.client", "self.scheme"]
+    assert "self.connections.add(self)" in source
+    assert parameters(FlowControl) == ["transport"]
+
+
+def test_the_lifespan_state() -> None:
+    assert LifespanOn(uvicorn.Config(whoami.app)).state == {}
+
+
+def test_the_version_is_one_that_was_tried() -> None:
+    assert uvicorn.__version__.startswith("0.54.")
