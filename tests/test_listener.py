@@ -20,6 +20,7 @@ from kongrealip import Settings
 from kongrealip.config import Listen
 from kongrealip.config.listen import HTTP_FLAGS, parse_listen
 from kongrealip.errors import StartError
+from kongrealip.realip import Connection
 from kongrealip.server import listener, refusals
 from kongrealip.server.refusals import RefusalLog
 from tests.lab import LOOPS, Lab, client_tls, connect
@@ -268,15 +269,15 @@ async def test_accepting_pauses_when_the_system_has_nothing_left(
 ) -> None:
     monkeypatch.setattr(listener, "_PAUSE_SECONDS", 0.05)
     accepted = asyncio.Event()
-    (sock,) = listener.bind(Listen("127.0.0.1", 0))
-    opened = listener.Listener(
-        Failing(sock, [code, errno.ECONNABORTED]),  # type: ignore[arg-type]
-        Listen("127.0.0.1", 0),
-        lambda sock, connection, listen: (sock.close(), accepted.set()),  # type: ignore[arg-type, return-value]
-        RefusalLog(),
-        1.0,
-        4096,
-    )
+
+    def hand_over(sock: socket.socket, connection: Connection, listen: Listen) -> None:
+        sock.close()
+        accepted.set()
+
+    listen = Listen("127.0.0.1", 0)
+    (sock,) = listener.bind(listen)
+    failing: Any = Failing(sock, [code, errno.ECONNABORTED])
+    opened = listener.Listener(failing, listen, hand_over, RefusalLog(), 1.0, 4096)
     _, writer = await connect(sock.getsockname()[1])
     await asyncio.wait_for(accepted.wait(), 10)
     writer.close()
