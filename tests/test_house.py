@@ -98,5 +98,6 @@ def test_importing_the_middleware_brings_neither_asyncio_nor_ssl() -> None:
         "print(*sorted({'asyncio', 'ssl', 'socket', 'starlette', 'uvicorn', 'click', 'logging', 'inspect'}"
         " & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # An empty environment: coverage would follow into the process, and bring modules of its own.
+    result = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""

@@ -288,3 +288,18 @@ def test_every_name_that_is_read_is_listed() -> None:
     settings = Settings.load({**environ, "KONG_PROXY_LISTEN": "off", "KONG_STREAM_LISTEN": "off"})
     assert {*READ, *READ_OF_OURS} <= set(settings.given)
     assert settings.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["1:2:3:4:5:6:7::", "1:2:3:4:5:6:7::/112", "2001:db8::255.255.255.255/64", "::255.255.255.255/96", "255.255.255.255",
+     "255.255.255.255/32", "::ffff:ffff:ffff/96", "::ffff:10.0.0.0/104", "10.0.0.1/8", "2001:db8::1/32"],
+)  # fmt: skip
+def test_trusted_entries_as_the_real_nginx_reads_them(entry: str) -> None:
+    try:
+        Settings.load({"KONG_TRUSTED_IPS": entry})
+    except SettingsError:
+        accepted = False
+    else:
+        accepted = True
+    assert accepted == starts_with(f"listen 127.0.0.1:1; set_real_ip_from {entry};")

@@ -11,11 +11,10 @@ import ipaddress
 from bisect import bisect_right
 from collections.abc import Iterable
 
-from kongrealip.address import IPV4_FIRST, IPV4_LAST
+from kongrealip.address import IPV4_FIRST, IPV4_LAST, parse_hop
 
 UNIX = "unix:"
 _LAST = (1 << 128) - 1
-_BROADCAST = 0xFFFFFFFF
 
 
 class TrustedNetworks:
@@ -73,8 +72,9 @@ def parse_network(text: str) -> list[tuple[int, int]]:
     version, value = _strict_address(address)
     bits = 32 if version == 4 else 128
     prefix = _prefix(prefix_text, bits) if slash else bits
-    if slash and value & _BROADCAST == _BROADCAST and (version == 4 or value >> 32 == 0xFFFF):
-        raise ValueError("nginx refuses 255.255.255.255 with a prefix, write it without")
+    if slash and parse_hop(address) is None:
+        # Without a prefix nginx asks the system, which takes more: "1:2:3:4:5:6:7::" for instance.
+        raise ValueError("nginx does not read this address where a prefix follows, spell it another way")
     first = value >> (bits - prefix) << (bits - prefix)
     last = first | (1 << (bits - prefix)) - 1
     if version == 4:
