@@ -38,3 +38,9 @@ $(VENV)/demo: $(BIN)/python pyproject.toml
 $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --requirement requirements-dev.txt
 	@touch $@ $(VENV)/demo
+
+# Paired CPU ratios to uvicorn; each program says what it measures and against which bar.
+benchmark: $(VENV)/test
+	$(BIN)/python -m benchmarks.imports
+	$(BIN)/python -m benchmarks.middleware
+	$(BIN)/python -m benchmarks.server

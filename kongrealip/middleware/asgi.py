@@ -23,29 +23,53 @@ EXTENSION_KEY = "kongrealip"
 # How many peers of foreign servers are remembered. Then all are forgotten, which costs each of
 # them about two microseconds once; peers come and go, so there is nothing worth keeping longer.
 _KNOWN_PEERS = 1024
+# What Address.ip is where ASGI has no client.
+_NO_ADDRESS = (UNIX, "")
 
 
 class _KnownPeer(PeerResolver):
-    """A peer of a foreign server, for as long as it is remembered.
+    """A peer for as long as it is remembered, with the last answer it got.
 
-    ``silent`` says that its last request was without the header: then it pays to look whether
-    it is there at all, in C, before reading the headers one by one. ``line`` is the last single
-    line of the header, with what came out of it.
+    ``resolution`` and ``client`` (as ``scope["client"]`` has it) are that answer; ``line`` is the
+    single header line that it came from, or None. ``silent`` says that the last request was
+    without the header: then it pays to look whether it is there at all, in C, before reading
+    the headers one by one.
     """
 
     __slots__ = ("client", "line", "resolution", "silent")
 
+    client: tuple[str, int] | None
+    line: bytes | None
+    resolution: Resolution
+
     def __init__(self, rules: Rules, peer: Address, preamble: Preamble | None) -> None:
         super().__init__(rules, peer, preamble)
         self.silent = False
-        self.line = b""
-        self.remember(b"")
+        self._answer(None, self.fixed or self.unchanged)
 
-    def remember(self, line: bytes) -> None:
-        self.resolution = self.resolve_line(line) if self.fixed is None else self.fixed
-        ip, port = self.resolution.client
-        self.client = (ip, port or 0)
+    def read(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Decide from a request's headers, where ``fixed`` is None."""
+        self.silent = False
+        name = self.rules.header_name
+        line = None
+        for key, value in headers:
+            if key == name:
+                if line is not None:
+                    lines = [value for key, value in headers if key == name]
+                    self._answer(None, self.resolve(lines))
+                    return
+                line = value
+        if line is None:
+            self.silent = all(type(entry) is tuple for entry in headers)
+            self._answer(None, self.unchanged)
+        elif line != self.line:
+            self._answer(line, self.resolve_line(line))
+
+    def _answer(self, line: bytes | None, resolution: Resolution) -> None:
         self.line = line
+        self.resolution = resolution
+        ip, port = resolution[0]
+        self.client = None if ip in _NO_ADDRESS else (ip, port or 0)
 
 
 class _AnyValue:
@@ -130,88 +154,72 @@ def _bind(app: ASGIApp, rules: Rules) -> ASGIApp:
     (benchmarks/middleware.py). A coroutine function, because by that servers tell ASGI 3 from 2.
     """
     known: dict[Any, _KnownPeer] = {}
-    name = rules.header_name
-    has_header = (name, _AnyValue())
+    find = known.get
+    has_header = (rules.header_name, _AnyValue())
 
     def decide(scope: Scope) -> None:
         if scope["type"] in ("http", "websocket"):
-            _decide(scope, rules, known)
-
-    def read_header(scope: Scope, resolver: _KnownPeer) -> None:
-        resolver.silent = False
-        line = None
-        for key, value in scope["headers"]:
-            if key == name:
-                if line is not None:
-                    _decide(scope, rules, known)
-                    return
-                line = value
-        if line is None:
-            scope["extensions"] = {EXTENSION_KEY: resolver.unchanged}
-            resolver.silent = all(type(entry) is tuple for entry in scope["headers"])
-            return
-        if line != resolver.line:
-            resolver.remember(line)
-        scope["extensions"] = {EXTENSION_KEY: resolver.resolution}
-        scope["client"] = resolver.client
+            _decide(scope, _connection_peer(scope, rules) or _foreign_peer(scope, rules, known))
 
     async def real_ip(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            resolver = known[scope["client"]]
+            peer = find(scope["client"])
         except (KeyError, TypeError):
-            resolver = None
-        if resolver is None or "extensions" in scope:
+            peer = None
+        if peer is None or "extensions" in scope:
             decide(scope)
-        elif resolver.fixed is not None:
-            scope["extensions"] = {EXTENSION_KEY: resolver.fixed}
-        elif resolver.silent and has_header not in scope["headers"]:
-            scope["extensions"] = {EXTENSION_KEY: resolver.unchanged}
+        elif peer.fixed is not None:
+            scope["extensions"] = {EXTENSION_KEY: peer.fixed}
+        elif peer.silent and has_header not in scope["headers"]:
+            scope["extensions"] = {EXTENSION_KEY: peer.unchanged}
         else:
-            read_header(scope, resolver)
+            peer.read(scope["headers"])
+            scope["extensions"] = {EXTENSION_KEY: peer.resolution}
+            scope["client"] = peer.client
         await app(scope, receive, send)
 
     return real_ip
 
 
-def _decide(scope: Scope, rules: Rules, known: dict[Any, _KnownPeer]) -> None:
-    """The general case: any server, any scope, any number of lines."""
-    resolver = _resolver(scope, rules, known)
-    resolution = resolver.fixed
-    if resolution is None:
-        name = rules.header_name
-        resolution = resolver.resolve([value for key, value in scope["headers"] if key == name])
-    if extensions := scope.get("extensions"):
-        scope["extensions"] = {**extensions, EXTENSION_KEY: resolution}
+def _decide(scope: Scope, peer: _KnownPeer) -> None:
+    """The general case: any scope, any peer."""
+    if peer.fixed is None:
+        peer.read(scope["headers"])
+    if "extensions" in scope:
+        scope["extensions"] = {**(scope["extensions"] or {}), EXTENSION_KEY: peer.resolution}
     else:
-        scope["extensions"] = {EXTENSION_KEY: resolution}
-    ip, port = resolution.client
-    scope["client"] = None if ip in (UNIX, "") else (ip, port or 0)
+        scope["extensions"] = {EXTENSION_KEY: peer.resolution}
+    scope["client"] = peer.client
 
 
-def _resolver(scope: Scope, rules: Rules, known: dict[Any, _KnownPeer]) -> PeerResolver:
-    if (state := scope.get("state")) and (connection := state.get(CONNECTION_KEY)):
-        return _for_connection(connection, rules)
+def _connection_peer(scope: Scope, rules: Rules) -> _KnownPeer | None:
+    """Our own server's. The peer is the one that was accepted, whatever others did to the scope."""
+    state = scope.get("state")
+    connection: Connection | None = state.get(CONNECTION_KEY) if state else None
+    if connection is None:
+        return None
+    peer = connection.resolver
+    if not isinstance(peer, _KnownPeer) or peer.rules is not rules:
+        peer = connection.resolver = _KnownPeer(rules, connection.peer, connection.preamble)
+    return peer
+
+
+def _foreign_peer(scope: Scope, rules: Rules, known: dict[Any, _KnownPeer]) -> _KnownPeer:
+    """Another server's, of which the scope is all we know."""
     outer = (scope.get("extensions") or {}).get(EXTENSION_KEY)
     if isinstance(outer, Resolution):
-        return PeerResolver(rules, outer.peer, outer.preamble)
+        return _KnownPeer(rules, outer.peer, outer.preamble)
     client = scope.get("client")
     if not client:
-        return PeerResolver(rules, _portless_peer(scope), None)
+        return _KnownPeer(rules, _portless_peer(scope), None)
     ip, port = client
-    resolver = _KnownPeer(rules, Address(ip, port or None), None)
+    peer = _KnownPeer(rules, Address(ip, port or None), None)
     # Only where the scope's own client can stay as it is while nothing is replaced.
-    if resolver.unchanged.peer == client:
+    if peer.unchanged.peer == client:
         if len(known) >= _KNOWN_PEERS:
             known.clear()
-        known[client] = resolver
-    return resolver
-
-
-def _for_connection(connection: Connection, rules: Rules) -> PeerResolver:
-    """Our own server's. The peer is the one that was accepted, whatever others did to the scope."""
-    if connection.resolver is None or connection.resolver.rules is not rules:
-        connection.resolver = PeerResolver(rules, connection.peer, connection.preamble)
-    return connection.resolver
+        known[client] = peer
+    return peer
 
 
 def _portless_peer(scope: Scope) -> Address:

@@ -23,7 +23,7 @@ def parse(data: bytes, limit: int = DEFAULT_LIMIT) -> tuple[Preamble, int] | Non
     beginning and more is needed. Raises PreambleError, whose text is the reason for the log,
     where no continuation could make it one, or where it is longer than ``limit`` bytes.
     """
-    if data.startswith(v2.SIGNATURE):
+    if data[:12] == v2.SIGNATURE:
         return v2.parse(data, limit)
     if v2.SIGNATURE.startswith(data):
         return None

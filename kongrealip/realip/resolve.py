@@ -85,7 +85,9 @@ class Rules:
             text = "," + text[1:].replace(",", " ")
         else:
             # ", " is how nearly all proxies write it, and this leaves half as many pieces.
-            text = text.replace(", ", " ").replace(",", " ")
+            text = text.replace(", ", " ")
+            if "," in text:
+                text = text.replace(",", " ")
         trusted_hops = self._trusted_hops
         hop = remembered = None
         reached = ""
