@@ -3,7 +3,7 @@
 Server and load have a core each. Rounds are short and alternate, and what counts is the median
 of the ratios of neighbouring rounds: the machine's speed drifts, but not within a pair.
 
-    python -m benchmarks.server [--rounds 15] [--connections 1500]
+    python -m benchmarks.server [--rounds 41] [--connections 320]
 """
 
 from __future__ import annotations
@@ -135,40 +135,54 @@ def compare(load: Load, base: Running, other: Running, rounds: int, count: int) 
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     measured: list[tuple[float, float]] = []
     for number in range(rounds + 1):
-        pair = []
-        for server in (base, other):
+        cost = {}
+        # In turn first and second, so that a machine that gets slower favours neither.
+        for server in (base, other) if number % 2 else (other, base):
             before = cpu_seconds(server.pid)
             load(server, context, count)
-            pair.append((cpu_seconds(server.pid) - before) / count * 1e6)
+            cost[server] = (cpu_seconds(server.pid) - before) / count * 1e6
         if number:  # the first round warms up
-            measured.append((pair[0], pair[1]))
+            measured.append((cost[base], cost[other]))
     ratio = statistics.median(b / a for a, b in measured)
     return ratio, statistics.median(a for a, _ in measured), statistics.median(b for _, b in measured)
 
 
+class Row(NamedTuple):
+    name: str
+    load: Load
+    tls: bool
+    flags: str
+    share: float
+    bar: float
+
+
+ROWS = [
+    Row("connection, one request", connections, False, "", 1, 1.05),
+    Row("the same, deferred", connections, False, "deferred", 1, 1.05),
+    Row("keep-alive request", keep_alive, False, "", 4, 1.05),
+    Row("connection behind TLS", connections, True, "", 0.25, 1.10),
+]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--connections", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--connections", type=int, default=320, help="in each round")
     options = parser.parse_args()
     os.sched_setaffinity(0, {1})
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name, text in zip(("cert", "key"), self_signed(), strict=True):
-            (folder / name).write_text(text)
-        pair = (str(folder / "cert"), str(folder / "key"))
-        plain, tls = uvicorn(stack, None), uvicorn(stack, pair)
-        count = options.connections
-        rows: list[tuple[str, Load, Running, Running, int, float]] = [
-            ("connection, one request", connections, plain, ours(stack, None), count, 1.05),
-            ("the same, deferred", connections, plain, ours(stack, None, "deferred"), count, 1.05),
-            ("keep-alive request", keep_alive, plain, ours(stack, None), count * 4, 1.05),
-            ("connection behind TLS", connections, tls, ours(stack, pair), count // 4, 1.10),
-        ]
-        print(f"CPU time to uvicorn bare, median of {options.rounds} paired rounds")
-        for name, load, base, other, units, bar in rows:
-            ratio, a, b = compare(load, base, other, options.rounds, units)
-            print(f"{name:28} {ratio:.3f} (bar {bar:.2f})   uvicorn {a:7.1f} us, ours {b:7.1f} us")
+    print(f"CPU time to uvicorn bare, median of {options.rounds} paired rounds")
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("certificate", "key")]
+        for file, text in zip(files, self_signed(), strict=True):
+            file.write_text(text)
+        for row in ROWS:
+            pair = (str(files[0]), str(files[1])) if row.tls else None
+            with ExitStack() as stack:
+                servers = uvicorn(stack, pair), ours(stack, pair, row.flags)
+                count = int(options.connections * row.share)
+                ratio, base, other = compare(row.load, *servers, options.rounds, count)
+            bar = f"(bar {row.bar:.2f})"
+            print(f"{row.name:28} {ratio:.3f} {bar}   uvicorn {base:7.1f} us, ours {other:7.1f} us")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class _KnownPeer(PeerResolver):
             self.silent = all(type(entry) is tuple for entry in headers)
             self._answer(None, self.unchanged)
         elif line != self.line:
-            self._answer(line, self.resolve_line(line))
+            self._answer(line, self._replaced(self.rules.walk_line(line)[0]))
 
     def _answer(self, line: bytes | None, resolution: Resolution) -> None:
         self.line = line
@@ -158,8 +158,26 @@ def _bind(app: ASGIApp, rules: Rules) -> ASGIApp:
     has_header = (rules.header_name, _AnyValue())
 
     def decide(scope: Scope) -> None:
-        if scope["type"] in ("http", "websocket"):
-            _decide(scope, _connection_peer(scope, rules) or _foreign_peer(scope, rules, known))
+        """The general case: any scope, any peer."""
+        if scope["type"] not in ("http", "websocket"):
+            return
+        state = scope.get("state")
+        connection: Connection | None = state.get(CONNECTION_KEY) if state else None
+        if connection is None:
+            peer = _foreign_peer(scope, rules, known)
+        else:
+            # Our own server's. The peer is the one that was accepted, whatever others did to the
+            # scope since.
+            peer = connection.memo
+            if peer is None or peer.rules is not rules:
+                peer = connection.memo = _KnownPeer(rules, connection.peer, connection.preamble)
+        if peer.fixed is None:
+            peer.read(scope["headers"])
+        if "extensions" in scope:
+            scope["extensions"] = {**(scope["extensions"] or {}), EXTENSION_KEY: peer.resolution}
+        else:
+            scope["extensions"] = {EXTENSION_KEY: peer.resolution}
+        scope["client"] = peer.client
 
     async def real_ip(scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -179,29 +197,6 @@ def _bind(app: ASGIApp, rules: Rules) -> ASGIApp:
         await app(scope, receive, send)
 
     return real_ip
-
-
-def _decide(scope: Scope, peer: _KnownPeer) -> None:
-    """The general case: any scope, any peer."""
-    if peer.fixed is None:
-        peer.read(scope["headers"])
-    if "extensions" in scope:
-        scope["extensions"] = {**(scope["extensions"] or {}), EXTENSION_KEY: peer.resolution}
-    else:
-        scope["extensions"] = {EXTENSION_KEY: peer.resolution}
-    scope["client"] = peer.client
-
-
-def _connection_peer(scope: Scope, rules: Rules) -> _KnownPeer | None:
-    """Our own server's. The peer is the one that was accepted, whatever others did to the scope."""
-    state = scope.get("state")
-    connection: Connection | None = state.get(CONNECTION_KEY) if state else None
-    if connection is None:
-        return None
-    peer = connection.resolver
-    if not isinstance(peer, _KnownPeer) or peer.rules is not rules:
-        peer = connection.resolver = _KnownPeer(rules, connection.peer, connection.preamble)
-    return peer
 
 
 def _foreign_peer(scope: Scope, rules: Rules, known: dict[Any, _KnownPeer]) -> _KnownPeer:

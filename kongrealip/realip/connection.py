@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kongrealip.address import Address
 from kongrealip.preamble import Preamble
-from kongrealip.realip.resolve import PeerResolver
 
 #: Where the server puts a :class:`Connection` into the ASGI ``scope["state"]``.
 CONNECTION_KEY = "kongrealip.connection"
@@ -15,11 +16,11 @@ class Connection:
 
     ``peer`` is what ``accept`` returned. It cannot get lost, unlike ``getpeername()`` of a
     connection that the peer has reset. ``local`` is this end as ASGI's ``scope["server"]`` has
-    it: host and port, or path and None. ``resolver`` is where the middleware keeps what it
-    worked out for this peer, so that later requests of the connection need not.
+    it: host and port, or path and None. ``memo`` is where the middleware keeps what it worked
+    out for this peer, so that later requests of the connection need not.
     """
 
-    __slots__ = ("local", "peer", "preamble", "resolver", "tls")
+    __slots__ = ("local", "memo", "peer", "preamble", "tls")
 
     def __init__(
         self, peer: Address, local: tuple[str, int | None], preamble: Preamble | None, tls: bool
@@ -28,4 +29,4 @@ class Connection:
         self.local = local
         self.preamble = preamble
         self.tls = tls
-        self.resolver: PeerResolver | None = None
+        self.memo: Any = None

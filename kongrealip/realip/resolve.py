@@ -144,10 +144,6 @@ class PeerResolver:
             return self.fixed or self.unchanged
         return self._replaced(self.rules.walk(lines))
 
-    def resolve_line(self, line: bytes) -> Resolution:
-        """``resolve`` for a single line, where ``fixed`` is None."""
-        return self._replaced(self.rules.walk_line(line)[0])
-
     def _replaced(self, hop: _Hop | None) -> Resolution:
         """The peer's port is not kept: it belongs to the balancer's connection."""
         if hop is None:

@@ -1,0 +1,71 @@
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click import Command, Group
+
+from kongrealip.cli.main import cli
+from kongrealip.config.names import READ, READ_OF_OURS
+from tests.running import clean_environ
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "variable", [f"KONG_{name.upper()}" for name in READ] + [f"KONGREALIP_{name.upper()}" for name in READ_OF_OURS]
+)
+def test_every_variable_is_told(variable: str) -> None:
+    assert f"`{variable}`" in README
+
+
+def test_no_other_variable_is_told() -> None:
+    read = {f"KONG_{name.upper()}" for name in READ} | {f"KONGREALIP_{name.upper()}" for name in READ_OF_OURS}
+    told = set(re.findall(r"\bKONG(?:REALIP)?_[A-Z_]+[A-Z]\b", README))
+    assert told - read == {"KONG_TRUSTED_IP"}, "and this one is told as a slip of the pen"
+
+
+def test_every_option_is_told() -> None:
+    assert isinstance(cli, Group)
+    for name, command in cli.commands.items():
+        assert isinstance(command, Command)
+        for parameter in command.params:
+            options = [option for option in [*parameter.opts, *parameter.secondary_opts] if option.startswith("--")]
+            assert not options or any(option in README for option in options), (name, options)
+
+
+def test_the_python_example_runs() -> None:
+    code = next(text for language, text in BLOCKS if language == "python")
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+
+    from starlette.testclient import TestClient
+
+    client = TestClient(names["app"], client=("10.0.0.1", 5))  # type: ignore[arg-type]
+    assert client.get("/").json() == {"client": "10.0.0.1", "because": "peer"}
+
+
+def test_the_demos_output_is_the_real_one() -> None:
+    shown = next(text for _, text in BLOCKS if text.startswith("who connected"))
+    result = subprocess.run(
+        [sys.executable, "-m", "kongrealip", "demo"],
+        env=clean_environ(), capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+
+    def rows(text: str) -> list[list[str]]:
+        return [re.split(r"  +", line.strip()) for line in text.strip().splitlines() if not line.startswith("-")]
+
+    assert rows(shown) == rows(result.stdout.partition("\n\n")[2])
+
+
+def test_make_targets_that_are_told() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", README):
+        assert f"\n{target}:" in makefile
