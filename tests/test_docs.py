@@ -20,7 +20,8 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize(
-    "variable", [f"KONG_{name.upper()}" for name in READ] + [f"KONGREALIP_{name.upper()}" for name in READ_OF_OURS]
+    "variable",
+    [f"KONG_{name.upper()}" for name in READ] + [f"KONGREALIP_{name.upper()}" for name in READ_OF_OURS],
 )
 def test_every_variable_is_told(variable: str) -> None:
     assert f"`{variable}`" in README
@@ -37,7 +38,9 @@ def test_every_option_is_told() -> None:
     for name, command in cli.commands.items():
         assert isinstance(command, Command)
         for parameter in command.params:
-            options = [option for option in [*parameter.opts, *parameter.secondary_opts] if option.startswith("--")]
+            options = [
+                option for option in [*parameter.opts, *parameter.secondary_opts] if option.startswith("--")
+            ]
             assert not options or any(option in README for option in options), (name, options)
 
 
@@ -60,7 +63,9 @@ def test_the_demos_output_is_the_real_one() -> None:
     )  # fmt: skip
 
     def rows(text: str) -> list[list[str]]:
-        return [re.split(r"  +", line.strip()) for line in text.strip().splitlines() if not line.startswith("-")]
+        return [
+            re.split(r"  +", line.strip()) for line in text.strip().splitlines() if not line.startswith("-")
+        ]
 
     assert rows(shown) == rows(result.stdout.partition("\n\n")[2])
 

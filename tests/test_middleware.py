@@ -207,6 +207,13 @@ async def test_the_connection_of_our_own_server_wins() -> None:
         assert resolution_of(app.scope).preamble is preamble
 
 
+async def test_uvicorns_own_proxy_headers_are_noticed_once(caplog: pytest.LogCaptureFixture) -> None:
+    asgi._warn_of_another_middleware.cache_clear()
+    for _ in range(2):
+        await call(("203.0.113.7", 0))
+    assert [record.getMessage()[:25] for record in caplog.records] == ["a client with port 0 reac"]
+
+
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KONG_TRUSTED_IPS", "nope")
     with pytest.raises(SettingsError, match=r"^KONG_TRUSTED_IPS: entry 1 'nope': "):

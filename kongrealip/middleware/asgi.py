@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from kongrealip.address import Address
@@ -209,12 +210,25 @@ def _foreign_peer(scope: Scope, rules: Rules, known: dict[Any, _KnownPeer]) -> _
         return _KnownPeer(rules, _portless_peer(scope), None)
     ip, port = client
     peer = _KnownPeer(rules, Address(ip, port or None), None)
+    if not port:
+        _warn_of_another_middleware()
     # Only where the scope's own client can stay as it is while nothing is replaced.
     if peer.unchanged.peer == client:
         if len(known) >= _KNOWN_PEERS:
             known.clear()
         known[client] = peer
     return peer
+
+
+@cache
+def _warn_of_another_middleware() -> None:
+    """No TCP peer has port 0. uvicorn's own proxy headers leave it, and trust loopback by default."""
+    import logging
+
+    logging.getLogger("kongrealip").warning(
+        "a client with port 0 reached RealIPMiddleware, so something replaced the peer before it;"
+        " start uvicorn with --no-proxy-headers"
+    )
 
 
 def _portless_peer(scope: Scope) -> Address:

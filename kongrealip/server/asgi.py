@@ -172,8 +172,9 @@ class _Protocol(HttpToolsProtocol):
         self.transport = transport
         self.flow = FlowControl(transport)
         self.server = self.connection.local
-        ip, port = self.connection.peer
-        self.client = None if port is None else (ip, port)
+        # The middleware takes the peer from the connection. An address here could be that of a
+        # peer which it remembers from another server of the same application.
+        self.client = None
         self.scheme = "https" if self.connection.tls else "http"
 
 

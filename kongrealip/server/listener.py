@@ -7,6 +7,7 @@ HTTP find their own first byte where they expect it and nothing has to be put ba
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -163,7 +164,8 @@ class Listener:
                 timer.cancel()
         self._loop.remove_reader(self._sock)
         if self._is_unix:
-            os.unlink(self._sock.getsockname())
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._sock.getsockname())
         self._sock.close()
         for half_read in list(self._waiting):
             self._forget(half_read)
