@@ -38,7 +38,8 @@ def run(
     if not settings.proxy_listen:
         raise StartError("KONG_PROXY_LISTEN: off leaves nothing to serve on, write <ip>:<port> or use --uds")
     context = tls.context(settings) if any(listen.ssl for listen in settings.proxy_listen) else None
-    sockets = [(sock, listen) for listen in tcp for sock in listener.bind(listen)]
+    defer = settings.client_header_timeout
+    sockets = [(sock, listen) for listen in tcp for sock in listener.bind(listen, defer)]
     sockets += [(listener.bind_unix(path), listen) for path, listen in unix]
     for listen in settings.proxy_listen:
         logger.info("listening on %s", listen)

@@ -30,8 +30,11 @@ _BACKLOG = 2048
 _ACCEPTS_A_WAKE_UP = 64
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECONDS = 0.5
-# nginx's value for `deferred`: how long the kernel keeps a silent connection to itself.
-_DEFER_SECONDS = 1
+# Linux reports what befell a connection in the queue as accept's own error. See accept(2).
+_OF_THAT_CONNECTION = (
+    errno.ECONNABORTED, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET,
+)  # fmt: skip
 
 HandOver = Callable[[socket.socket, Connection, Listen], None]
 
@@ -46,10 +49,12 @@ _SOCKET_CLASSES = {
 }
 
 
-def bind(listen: Listen) -> list[socket.socket]:
+def bind(listen: Listen, defer: float = 60.0) -> list[socket.socket]:
     """Open the listening sockets of one entry: a name may stand for several addresses.
 
-    Raises StartError with one line that names the entry.
+    With the flag ``deferred`` the kernel keeps a connection that says nothing to itself for about
+    ``defer`` seconds, which nginx sets to client_header_timeout as well. Raises StartError with
+    one line that names the entry.
     """
     host = "0.0.0.0" if listen.host == "*" else listen.host.strip("[]")  # noqa: S104 - as asked for
     opened: list[socket.socket] = []
@@ -57,7 +62,7 @@ def bind(listen: Listen) -> list[socket.socket]:
         found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # A name may be listed twice for one address, in /etc/hosts for instance.
         for family, address in dict.fromkeys((entry[0], entry[4]) for entry in found):
-            opened.append(_bound(listen, family, address))
+            opened.append(_bound(listen, family, address, defer))
     except OSError as error:
         for sock in opened:
             sock.close()
@@ -89,7 +94,7 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
 
 
-def _bound(listen: Listen, family: int, address: tuple[object, ...]) -> socket.socket:
+def _bound(listen: Listen, family: int, address: tuple[object, ...], defer: float) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +102,7 @@ def _bound(listen: Listen, family: int, address: tuple[object, ...]) -> socket.s
             # nginx's default, so that [::]:80 and 0.0.0.0:80 can stand side by side.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, "ipv6only=off" not in listen.flags)
         if "deferred" in listen.flags:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_SECONDS)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, max(1, int(defer)))
         _set_keepalive(sock, listen.keepalive)
         sock.bind(address)
         sock.listen(min(_BACKLOG if listen.backlog is None else listen.backlog, 0x7FFFFFFF))
@@ -172,34 +177,37 @@ class Listener:
             half_read.sock.close()
 
     def _accept(self) -> None:
-        # All are accepted before the first is read: it takes a moment, and that is the moment in
-        # which a balancer that has just connected sends its preamble.
-        for sock, peer in self._accepted():
-            if self._listen.proxy_protocol:
-                self._read(_HalfRead(sock, peer))
-            else:
-                self._give_away(sock, peer, None)
-
-    def _accepted(self) -> list[tuple[socket.socket, Address]]:
         accepted: list[tuple[socket.socket, Address]] = []
-        while len(accepted) < _ACCEPTS_A_WAKE_UP:
+        try:
+            while len(accepted) < _ACCEPTS_A_WAKE_UP and (connection := self._accept_one()):
+                accepted.append(connection)
+        finally:
+            # All are accepted before the first is read: it takes a moment, and that is the moment
+            # in which a balancer that has just connected sends its preamble.
+            for sock, peer in accepted:
+                if self._listen.proxy_protocol:
+                    self._read(_HalfRead(sock, peer))
+                else:
+                    self._give_away(sock, peer, None)
+
+    def _accept_one(self) -> tuple[socket.socket, Address] | None:
+        """The next connection, or None where there is none to be had now."""
+        while True:
             try:
                 # What socket.accept() itself calls, for the descriptor without the object.
                 descriptor, address = self._sock._accept()  # type: ignore[attr-defined]
+                break
             except (BlockingIOError, InterruptedError):
-                break
-            except ConnectionAbortedError:
-                continue
+                return None
             except OSError as error:
-                if error.errno not in _OUT_OF_RESOURCES:
+                if error.errno in _OUT_OF_RESOURCES:
+                    self._pause(error)
+                    return None
+                if error.errno not in _OF_THAT_CONNECTION:
                     raise
-                self._pause(error)
-                break
-            sock = self._socket_class(self._family, socket.SOCK_STREAM, 0, descriptor)
-            sock.setblocking(False)
-            peer = Address(UNIX, None) if self._is_unix else Address(address[0], address[1])
-            accepted.append((sock, peer))
-        return accepted
+        sock = self._socket_class(self._family, socket.SOCK_STREAM, 0, descriptor)
+        sock.setblocking(False)
+        return sock, Address(UNIX, None) if self._is_unix else Address(address[0], address[1])
 
     def _pause(self, error: OSError) -> None:
         """Leave the queue alone for a moment: with no descriptor left, accept would spin."""
