@@ -171,7 +171,8 @@ def _behind_plain_uvicorn(app: ASGIApp) -> ASGIApp:
     """Keep from a middleware what our server tells beyond uvicorn, whose protocols both have."""
 
     async def forgetful(scope: Scope, receive: Receive, send: Send) -> None:
-        del scope["state"][CONNECTION_KEY]
+        ip, port = scope["state"].pop(CONNECTION_KEY).peer
+        scope["client"] = None if port is None else (ip, port)
         await app(scope, receive, send)
 
     return forgetful
