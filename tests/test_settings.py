@@ -271,6 +271,7 @@ def test_everything_trusted(environ: dict[str, str], expected: str | None) -> No
         ({"KONG_PROXY_LISTEN": "a:1", "KONG_REAL_IP_HEADER": "proxy_protocol"}, "no listener has that flag"),
         ({"KONG_PROXY_LISTEN": "a:1 proxy_protocol"}, "the preamble is read and not used"),
         ({"KONG_PROXY_LISTEN": "a:1 http2"}, "a:1 http2: http2 has no effect yet, HTTP/1.1 is served"),
+        ({"KONG_PROXY_LISTEN": "a:1 reuseport"}, "a:1 reuseport: reuseport has no effect yet"),
         ({"KONG_PROXY_LISTEN": "a:1", "KONG_SSL_CIPHERS": "X"}, "KONG_SSL_CIPHERS has no effect yet"),
         ({"KONG_PROXY_LISTEN": "a:1", "KONG_NGINX_WORKER_PROCESSES": "2"}, "there is one process for now"),
         ({"KONG_PROXY_LISTEN": "a:1", "KONG_STREAM_LISTEN": "a:2"}, "KONG_STREAM_LISTEN has no effect here"),

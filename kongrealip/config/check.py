@@ -11,6 +11,10 @@ _NO_EFFECT_YET = {
     "ssl_cipher_suite": "the cipher list is Python's own for now",
     "nginx_worker_processes": "there is one process for now",
 }
+_FLAGS_WITHOUT_EFFECT = {
+    "http2": "HTTP/1.1 is served",
+    "reuseport": "there is one process for now, and it has one socket",
+}
 
 
 def trust_warnings(settings: Settings) -> list[str]:
@@ -45,9 +49,10 @@ def serve_warnings(settings: Settings) -> list[str]:
             " the preamble is read and not used; for its address set KONG_REAL_IP_HEADER=proxy_protocol"
         )
     warnings.extend(
-        f"{listen}: http2 has no effect yet, HTTP/1.1 is served"
+        f"{listen}: {flag} has no effect yet, {instead}"
         for listen in settings.proxy_listen
-        if "http2" in listen.flags
+        for flag, instead in _FLAGS_WITHOUT_EFFECT.items()
+        if flag in listen.flags
     )
     for key, effect in _NO_EFFECT_YET.items():
         if key in settings.given:
