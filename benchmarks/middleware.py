@@ -9,7 +9,6 @@ alternate, and what counts is the median of the ratios of neighbouring rounds.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import random
 import statistics
 import time
@@ -71,8 +70,11 @@ def nanoseconds(middleware: Any, scopes: list[Scope]) -> float:
     """CPU time of a call. The scope is copied for each, because the middleware changes it."""
     start = time.process_time_ns()
     for scope in scopes:
-        with contextlib.suppress(StopIteration):
-            middleware(scope.copy(), None, None).send(None)
+        call = middleware(scope.copy(), None, None)
+        try:  # noqa: SIM105 - suppress() would cost as much as what is measured
+            call.send(None)
+        except StopIteration:
+            pass
     return (time.process_time_ns() - start) / len(scopes)
 
 

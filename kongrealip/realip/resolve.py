@@ -17,7 +17,8 @@ from kongrealip.realip.networks import UNIX, TrustedNetworks
 
 PROXY_PROTOCOL = "proxy_protocol"
 _ALL_LINES = "X-Forwarded-For"
-_REMEMBERED_HOPS = 4096
+_REMEMBERED_RESTS = 4096
+_LONGEST_REST = 256
 
 # Takes half the time of Address() and Resolution(), which are Python code.
 _new = tuple.__new__
@@ -43,7 +44,7 @@ class Resolution(NamedTuple):
 class Rules:
     """What the operator decided: whom to trust, which header to read, how far to walk."""
 
-    __slots__ = ("_trusted_hops", "all_lines", "header", "header_name", "networks", "recursive")
+    __slots__ = ("_trusted_rests", "all_lines", "header", "header_name", "networks", "recursive")
 
     def __init__(self, networks: TrustedNetworks, header: str, recursive: bool) -> None:
         self.networks = networks
@@ -56,7 +57,7 @@ class Rules:
         self.header_name = (
             None if header == PROXY_PROTOCOL else header.encode("utf-8", "surrogateescape").lower()
         )
-        self._trusted_hops: dict[str, _Hop] = {}
+        self._trusted_rests: set[str] = set()
 
     def walk(self, lines: Sequence[bytes]) -> _Hop | None:
         """The hop that a trusted peer's header lines lead to, or None to keep the peer."""
@@ -77,42 +78,35 @@ class Rules:
         (nginx's OK). Separators are blanks and commas in any mixture.
         """
         text = line.decode("latin-1").strip(" ")
-        if " " not in text and "," not in text:
+        first, comma, rest = text.partition(",")
+        if not comma and " " not in text:
             hop = parse_hop(text)
             return hop, hop is not None
-        if text[0] == ",":
-            # The line's first byte is never taken for a separator: ",1.2.3.4" is no address.
-            text = "," + text[1:].replace(",", " ")
-        else:
-            # ", " is how nearly all proxies write it, and this leaves half as many pieces.
-            text = text.replace(", ", " ")
-            if "," in text:
-                text = text.replace(",", " ")
-        trusted_hops = self._trusted_hops
-        hop = remembered = None
-        reached = ""
-        for token in reversed(text.split(" ")):
+        if rest in self._trusted_rests and (hop := parse_hop(first.rstrip(" "))):
+            return hop, True
+        hop = None
+        # The line's first byte is never taken for a separator: ",1.2.3.4" is no address.
+        for token in reversed((text[:1] + text[1:].replace(",", " ")).split(" ")):
             if not token:
                 continue
-            if hop is not None and remembered is None and not self._trusts(reached, hop):
+            if hop is not None and not self.networks.covers(hop[1]):
                 return hop, False
-            remembered = trusted_hops.get(token)
-            next_hop = remembered or parse_hop(token)
+            next_hop = parse_hop(token)
             if next_hop is None:
                 return hop, False
-            hop, reached = next_hop, token
+            hop = next_hop
             if not self.recursive:
-                break
+                return hop, True
+        if comma and " " not in first.rstrip(" "):
+            self._remember(rest)
         return hop, hop is not None
 
-    def _trusts(self, token: str, hop: _Hop) -> bool:
-        """Whether to walk on. Proxies come again with each request, so they are remembered."""
-        if not self.networks.covers(hop[1]):
-            return False
-        if len(self._trusted_hops) >= _REMEMBERED_HOPS:
-            self._trusted_hops.clear()
-        self._trusted_hops[token] = hop
-        return True
+    def _remember(self, rest: str) -> None:
+        """Keep what stood behind a client and was all trusted: the same proxies come again."""
+        if len(rest) <= _LONGEST_REST:
+            if len(self._trusted_rests) >= _REMEMBERED_RESTS:
+                self._trusted_rests.clear()
+            self._trusted_rests.add(rest)
 
 
 class PeerResolver:
