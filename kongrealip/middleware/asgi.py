@@ -160,11 +160,11 @@ def _bind(app: ASGIApp, rules: Rules) -> ASGIApp:
 
     def decide(scope: Scope) -> None:
         """The general case: any scope, any peer."""
-        if scope["type"] not in ("http", "websocket"):
-            return
         state = scope.get("state")
         connection: Connection | None = state.get(CONNECTION_KEY) if state else None
         if connection is None:
+            if scope["type"] not in ("http", "websocket"):
+                return
             peer = _foreign_peer(scope, rules, known)
         else:
             # Our own server's. The peer is the one that was accepted, whatever others did to the
