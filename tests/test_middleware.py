@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -24,7 +26,7 @@ from kongrealip import (
 from kongrealip.address import Address
 from kongrealip.middleware import asgi
 from kongrealip.preamble import Preamble
-from kongrealip.realip import CONNECTION_KEY, Connection
+from kongrealip.realip import CONNECTION_KEY, Connection, resolve
 
 BALANCER = ("10.0.0.1", 1234)
 XFF: dict[str, Any] = {"trusted_ips": "10.0.0.0/8", "real_ip_header": "X-Forwarded-For"}
@@ -307,3 +309,39 @@ def test_fastapi() -> None:
 
     client = TestClient(app, client=BALANCER, headers={"X-Forwarded-For": "203.0.113.7"})
     assert client.get("/").json() == "203.0.113.7"
+
+
+LINES = st.sampled_from(
+    [b"", b"203.0.113.7", b"203.0.113.8, 10.0.0.7", b"203.0.113.7, 10.0.0.7", b"203.0.113.7,10.0.0.7", b"junk", b"10.0.0.9",
+     b"junk, 10.0.0.7", b",10.0.0.7", b"6.6.6.6 203.0.113.7, 10.0.0.7", b"203.0.113.7,", b"10.0.0.7, 203.0.113.7:80"]
+)  # fmt: skip
+REQUESTS: st.SearchStrategy[Any] = st.lists(
+    st.tuples(
+        st.sampled_from([BALANCER, BALANCER, ("10.0.0.2", 1), ("8.8.8.8", 1)]),
+        LINES.map(lambda line: [line]) | st.lists(LINES, max_size=2),
+        st.sampled_from([None, None, {"websocket.http.response": {}}]),
+    ),
+    min_size=4,
+    max_size=12,
+)
+
+
+@given(
+    REQUESTS,
+    st.sampled_from(["X-Forwarded-For", "x-forwarded-for", "X-Real-IP", "proxy_protocol"]),
+    st.booleans(),
+)
+async def test_whatever_came_before_the_answer_is_that_of_resolve(
+    requests: list[Any], header: str, recursive: bool
+) -> None:
+    """All that is remembered, of peers and of proxies, is only ever about speed."""
+    settings = Settings(trusted_ips=("10.0.0.0/8",), real_ip_header=header, real_ip_recursive=recursive)
+    app = App()
+    wrapped = RealIPMiddleware(app, settings)
+    for client, lines, extensions in requests:
+        headers = [(b"host", b"x"), *((header.lower().encode(), line) for line in lines)]
+        more = {} if extensions is None else {"extensions": extensions}
+        await run(wrapped, {"type": "http", "client": client, "headers": headers, **more})
+        expected = resolve(settings.rules(), Address(*client), None, lines)
+        assert resolution_of(app.scope) == expected
+        assert app.scope["client"] == (expected.client.ip, expected.client.port or 0)

@@ -97,7 +97,7 @@ class Rules:
             hop = next_hop
             if not self.recursive:
                 return hop, True
-        if comma and " " not in first.rstrip(" "):
+        if comma:
             self._remember(rest)
         return hop, hop is not None
 
