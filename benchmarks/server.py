@@ -3,7 +3,7 @@
 Server and load have a core each. Rounds are short and alternate, and what counts is the median
 of the ratios of neighbouring rounds: the machine's speed drifts, but not within a pair.
 
-    python -m benchmarks.server [--rounds 41] [--connections 320]
+    python -m benchmarks.server [--starts 7] [--rounds 15] [--connections 240]
 """
 
 from __future__ import annotations
@@ -129,11 +129,14 @@ def keep_alive(server: Running, context: ssl.SSLContext, count: int) -> None:
 Load = Callable[[Running, ssl.SSLContext, int], None]
 
 
-def compare(load: Load, base: Running, other: Running, rounds: int, count: int) -> tuple[float, float, float]:
-    """The median ratio of CPU time, and the medians of microseconds a unit."""
+Pair = tuple[float, float]
+
+
+def rounds_of(load: Load, base: Running, other: Running, rounds: int, count: int) -> list[Pair]:
+    """Microseconds of CPU a unit, of both, round by round."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    measured: list[tuple[float, float]] = []
+    measured: list[Pair] = []
     for number in range(rounds + 1):
         cost = {}
         # In turn first and second, so that a machine that gets slower favours neither.
@@ -143,8 +146,7 @@ def compare(load: Load, base: Running, other: Running, rounds: int, count: int) 
             cost[server] = (cpu_seconds(server.pid) - before) / count * 1e6
         if number:  # the first round warms up
             measured.append((cost[base], cost[other]))
-    ratio = statistics.median(b / a for a, b in measured)
-    return ratio, statistics.median(a for a, _ in measured), statistics.median(b for _, b in measured)
+    return measured
 
 
 class Row(NamedTuple):
@@ -164,23 +166,34 @@ ROWS = [
 ]
 
 
+def measure(row: Row, pair: tuple[str, str] | None, options: argparse.Namespace) -> list[Pair]:
+    """All rounds of a row, over several starts: a process is fast or slow for as long as it lives."""
+    measured: list[Pair] = []
+    for _ in range(options.starts):
+        with ExitStack() as stack:
+            servers = uvicorn(stack, pair), ours(stack, pair, row.flags)
+            count = int(options.connections * row.share)
+            measured += rounds_of(row.load, *servers, options.rounds, count)
+    return measured
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--connections", type=int, default=320, help="in each round")
+    parser.add_argument("--starts", type=int, default=7, help="of both servers")
+    parser.add_argument("--rounds", type=int, default=15, help="for each start")
+    parser.add_argument("--connections", type=int, default=240, help="in each round")
     options = parser.parse_args()
     os.sched_setaffinity(0, {1})
-    print(f"CPU time to uvicorn bare, median of {options.rounds} paired rounds")
+    print(f"CPU time to uvicorn bare, median of {options.starts} x {options.rounds} paired rounds")
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("certificate", "key")]
         for file, text in zip(files, self_signed(), strict=True):
             file.write_text(text)
         for row in ROWS:
             pair = (str(files[0]), str(files[1])) if row.tls else None
-            with ExitStack() as stack:
-                servers = uvicorn(stack, pair), ours(stack, pair, row.flags)
-                count = int(options.connections * row.share)
-                ratio, base, other = compare(row.load, *servers, options.rounds, count)
+            measured = measure(row, pair, options)
+            ratio = statistics.median(b / a for a, b in measured)
+            base, other = (statistics.median(column) for column in zip(*measured, strict=True))
             bar = f"(bar {row.bar:.2f})"
             print(f"{row.name:28} {ratio:.3f} {bar}   uvicorn {base:7.1f} us, ours {other:7.1f} us")
 

@@ -11,17 +11,18 @@ import re
 #: What Kong strips, with Lua's ``%s`` in the C locale: not U+00A0 and its kin.
 BLANKS = " \t\n\v\f\r"
 
-_NUMBER = re.compile(
+# Patterns as texts, compiled when they are first used: an import of the middleware should be cheap.
+_NUMBER = (
     r"(?P<sign>[+-]?)(?:"
     r"(?P<hex>0[xX](?:[0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)(?:[pP][+-]?[0-9]+)?)"
     r"|0[bB](?P<bin>[01]+)"
     r"|(?P<dec>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<word>[iI][nN][fF](?:[iI][nN][iI][tT][yY])?|[nN][aA][nN]))"
 )
-_KEY_BYTE = re.compile(rb"[^A-Za-z0-9_]")
-_COMMENT = re.compile(r"[ \t\n\v\f\r]*(?<!\\)#.*$")
-_SECTION = re.compile(r"\[[^\]]+\]")
-_CONTINUED = re.compile(r"\\[ \t\v\f\r]*$")
+_KEY_BYTE = rb"[^A-Za-z0-9_]"
+_COMMENT = r"[ \t\n\v\f\r]*(?<!\\)#.*$"
+_SECTION = r"\[[^\]]+\]"
+_CONTINUED = r"\\[ \t\v\f\r]*$"
 
 Scalar = str | bool | int | float | None
 
@@ -33,7 +34,7 @@ def strip(text: str) -> str:
 
 def number(text: str) -> float | None:
     """Read number text as LuaJIT's ``tonumber`` does, or None."""
-    match = _NUMBER.fullmatch(strip(text))
+    match = re.fullmatch(_NUMBER, strip(text))
     if match is None:
         return None
     if match["hex"]:
@@ -88,7 +89,7 @@ def parse_file(text: str) -> dict[str, str]:
     """Read the text of a kong.conf: key to value, both as Kong would see them."""
     values: dict[str, str] = {}
     for line in _logical_lines(text):
-        if _SECTION.match(line):
+        if re.match(_SECTION, line):
             break
         key, equals, value = line.partition("=")
         if equals:
@@ -103,7 +104,7 @@ def _logical_lines(text: str) -> list[str]:
     for line in text.split("\n"):
         if strip(line)[:1] in ("", "#", ";"):
             continue
-        continued = _CONTINUED.search(line)
+        continued = re.search(_CONTINUED, line)
         if continued:
             begun += line[: continued.start()]
         else:
@@ -114,7 +115,7 @@ def _logical_lines(text: str) -> list[str]:
 
 def _key(text: str) -> str:
     # Byte by byte, so that a byte-order mark spoils the first key just as it does for Kong.
-    return _KEY_BYTE.sub(b"_", text.encode("utf-8", "surrogateescape")).decode("ascii")
+    return re.sub(_KEY_BYTE, b"_", text.encode("utf-8", "surrogateescape")).decode("ascii")
 
 
 def _plain_number(text: str) -> str:
@@ -123,7 +124,7 @@ def _plain_number(text: str) -> str:
 
 
 def _uncomment(text: str) -> str:
-    return strip(_COMMENT.sub("", text, count=1).replace("\\#", "#"))
+    return strip(re.sub(_COMMENT, "", text, count=1).replace("\\#", "#"))
 
 
 def nginx_word(text: str) -> str:
@@ -162,7 +163,7 @@ def nginx_word(text: str) -> str:
 _ESCAPES = {'"': '"', "'": "'", "\\": "\\", "t": "\t", "r": "\r", "n": "\n"}
 
 _SECONDS = {"w": 604800.0, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "": 1.0}
-_TIME = re.compile(
+_TIME = (
     r"(?:([0-9]+)(w) ?)?(?:([0-9]+)(d) ?)?(?:([0-9]+)(h) ?)?(?:([0-9]+)(m) ?(?!s))?"
     r"(?:([0-9]+)(s) ?)?(?:([0-9]+)(ms|))?"
 )
@@ -170,7 +171,7 @@ _TIME = re.compile(
 
 def nginx_time(text: str) -> float | None:
     """Read an nginx time (``60``, ``1m30s``, ``500ms``) as seconds, or None."""
-    match = _TIME.fullmatch(text)
+    match = re.fullmatch(_TIME, text)
     if match is None or not text:
         return None
     parts = match.groups()

@@ -26,10 +26,11 @@ _FLAG_HELP = {
     STREAM_FLAGS: f"udp, ssl, proxy_protocol, bind, reuseport, {_SHOWN}",
 }
 _BLANK = f"[{BLANKS}]"
-_IPV4 = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3}):([0-9]+)")
-_IPV6 = re.compile(r"\[([0-9A-Fa-f:]*)\]:([0-9]+)")
-_NAME = re.compile(r"(.+):([0-9]+)", re.DOTALL)
-_GROUP = re.compile(r"[0-9A-Fa-f]{1,4}")
+# Patterns as texts, compiled when they are first used: an import of the middleware should be cheap.
+_IPV4 = r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3}):([0-9]+)"
+_IPV6 = r"\[([0-9A-Fa-f:]*)\]:([0-9]+)"
+_NAME = r"(?s:(.+)):([0-9]+)"
+_GROUP = r"[0-9A-Fa-f]{1,4}"
 
 
 class Keepalive(NamedTuple):
@@ -132,7 +133,7 @@ def _address(text: str, flags: tuple[str, ...]) -> tuple[str, int]:
     elif re.fullmatch(r"[0-9.]+", text.replace(":", "")):
         read = _ipv4(text)
     else:
-        name = _NAME.fullmatch(text)
+        name = re.fullmatch(_NAME, text)
         read = (name[1], int(name[2][:9])) if name else None
     if read is None:
         raise ValueError(_reason(text, flags))
@@ -140,7 +141,7 @@ def _address(text: str, flags: tuple[str, ...]) -> tuple[str, int]:
 
 
 def _ipv4(text: str) -> tuple[str, int] | None:
-    match = _IPV4.fullmatch(text)
+    match = re.fullmatch(_IPV4, text)
     if match is None or any(int(octet) > 255 for octet in match.groups()[:4]):
         return None
     port = _bounded_port(match[5])
@@ -149,7 +150,7 @@ def _ipv4(text: str) -> tuple[str, int] | None:
 
 def _ipv6(text: str) -> tuple[str, int] | None:
     """Kong's normalize_ipv6: eight groups of four digits."""
-    match = _IPV6.fullmatch(text)
+    match = re.fullmatch(_IPV6, text)
     if match is None:
         return None
     address = match[1]
@@ -158,7 +159,7 @@ def _ipv6(text: str) -> tuple[str, int] | None:
         zeros = "0:" * (8 - address.count(":"))
         address = address.replace("::", f":{zeros}", 1)
     groups = address.split(":")
-    if len(groups) != 8 or not all(_GROUP.fullmatch(group) for group in groups):
+    if len(groups) != 8 or not all(re.fullmatch(_GROUP, group) for group in groups):
         return None
     return f"[{':'.join(group.lower().zfill(4) for group in groups)}]", _bounded_port(match[2])
 

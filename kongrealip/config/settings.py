@@ -53,7 +53,11 @@ class Settings(NamedTuple):
     #: The header in force, after the ``nginx_proxy_*`` spelling had its say.
     real_ip_header: str = DEFAULT_HEADER
     real_ip_recursive: bool = False
-    proxy_listen: tuple[Listen, ...] = tuple(parse_listens(DEFAULT_PROXY_LISTEN, HTTP_FLAGS)[0])
+    #: The default is DEFAULT_PROXY_LISTEN, read beforehand: reading costs more than the rest.
+    proxy_listen: tuple[Listen, ...] = (
+        Listen("0.0.0.0", 8000, ("reuseport", "backlog=16384")),  # noqa: S104 - Kong's own default
+        Listen("0.0.0.0", 8443, ("ssl", "http2", "reuseport", "backlog=16384")),  # noqa: S104
+    )
     stream_listen: tuple[Listen, ...] = ()
     port_maps: tuple[PortMap, ...] = ()
     #: Each entry a path, or the PEM text itself (base64 has been resolved).
