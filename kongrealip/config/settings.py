@@ -6,8 +6,6 @@ counts as set (reference, section 1.4). Every problem is reported, not the first
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -276,6 +274,9 @@ def _pem_or_path(entry: str) -> str:
     """Resolve base64, the third form that Kong takes, so that a PEM text or a path remains."""
     if "-----BEGIN" in entry:
         return entry
+    import base64
+    import binascii
+
     try:
         decoded = base64.b64decode("".join(entry.split()), validate=True).decode("ascii")
     except (binascii.Error, ValueError):

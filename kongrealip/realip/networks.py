@@ -7,7 +7,6 @@ believed.
 
 from __future__ import annotations
 
-import ipaddress
 from bisect import bisect_right
 from collections.abc import Iterable
 
@@ -85,6 +84,9 @@ def parse_network(text: str) -> list[tuple[int, int]]:
 
 def _strict_address(text: str) -> tuple[int, int]:
     """``inet_pton`` for one family or the other: its version and its value."""
+    # Imported when there is an entry to read, as base64 is: both count in what an import costs.
+    import ipaddress
+
     try:
         if ":" not in text:
             return 4, int(ipaddress.IPv4Address(text))
