@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import socket
 import stat
@@ -22,8 +21,6 @@ from kongrealip.preamble import Preamble, parse
 from kongrealip.realip import Connection
 from kongrealip.realip.networks import UNIX
 from kongrealip.server.refusals import RefusalLog
-
-logger = logging.getLogger("kongrealip.server")
 
 _BACKLOG = 2048
 # Enough to take a burst off the queue, few enough to let the connections at hand have a turn.
