@@ -29,7 +29,15 @@ class SettingsError(KongRealIPError, ValueError):
 
 
 class PreambleError(KongRealIPError, ValueError):
-    """The bytes received are not, and can never become, a PROXY preamble."""
+    """The bytes received are not, and can never become, a PROXY preamble.
+
+    The text is for the log; ``reason`` is one fixed word for metrics. Those of the parser are
+    ``kongrealip.preamble.REASONS``.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class ResolutionMissingError(KongRealIPError, LookupError):

@@ -16,8 +16,9 @@ from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
 from kongrealip.errors import PreambleError
-from kongrealip.preamble import DEFAULT_LIMIT, Preamble, first_tlvs, parse
+from kongrealip.preamble import DEFAULT_LIMIT, REASONS, Preamble, first_tlvs, parse
 from tests import golden
+from tests.faults.fuzz_preambles import Batch, run
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 WIRE = {
@@ -140,23 +141,50 @@ def test_the_limit_is_the_last_length_that_passes(limit: int) -> None:
     assert outcome(line + b"xx", limit) == "refused"
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"GET / HTTP/1.1\r\n", "plain HTTP reached a proxy_protocol port"),
-        (b"\x16\x03\x01\x02\x00", "TLS without a preamble reached a proxy_protocol port"),
-        (b"PROXY TCP5 ", "malformed version 1 preamble"),
-        (b"PROXY TCP4 1.1.1.1 2.2.2.2 70000 1\r\n", "version 1 preamble with a port above 65535"),
-        (b"SSH-2.0-x\r\n", "no PROXY preamble"),
-        (SIGNATURE + b"\x11\x11\x00\x00", "PROXY version 1 is not known"),
-        (SIGNATURE + b"\x21\x11\x00\x02ab", "version 2 preamble of 18 bytes, too short for its addresses"),
-        (SIGNATURE + b"\x21\x21\x00\x02ab", "version 2 preamble of 18 bytes, too short for its addresses"),
-        (SIGNATURE + b"\x21\x11\xff\xff", "preamble of 65551 bytes, the limit is 4096"),
-    ],
-)
-def test_the_reason_for_the_log(data: bytes, reason: str) -> None:
-    with pytest.raises(PreambleError, match=f"^{reason}$"):
+REFUSED = [
+    (b"GET / HTTP/1.1\r\n", "plain HTTP reached a proxy_protocol port", "http"),
+    (b"\x16\x03\x01\x02\x00", "TLS without a preamble reached a proxy_protocol port", "tls"),
+    (b"PROXY TCP5 ", "malformed version 1 preamble", "malformed"),
+    # Not HTTP: what comes byte by byte is malformed before the slash.
+    (b"PROXY https://x HTTP/1.1\r\n", "malformed version 1 preamble", "malformed"),
+    (b"PROXY TCP4 1.1.1.1 2.2.2.2 70000 1\r\n", "version 1 preamble with a port above 65535", "port"),
+    (b"SSH-2.0-x\r\n", "no PROXY preamble", "not_proxy"),
+    (SIGNATURE + b"\x11\x11\x00\x00", "PROXY version 1 is not known", "version"),
+    (
+        SIGNATURE + b"\x21\x11\x00\x02ab",
+        "version 2 preamble of 18 bytes, too short for its addresses",
+        "length",
+    ),
+    (
+        SIGNATURE + b"\x21\x21\x00\x02ab",
+        "version 2 preamble of 18 bytes, too short for its addresses",
+        "length",
+    ),
+    (SIGNATURE + b"\x21\x11\xff\xff", "preamble of 65551 bytes, the limit is 4096", "too_long"),
+    (b"PROXY UNKNOWN".ljust(4096), "preamble of more than 4096 bytes", "too_long"),
+]
+
+
+@pytest.mark.parametrize(("data", "text", "reason"), REFUSED)
+def test_the_text_for_the_log_and_the_reason_for_metrics(data: bytes, text: str, reason: str) -> None:
+    with pytest.raises(PreambleError, match=f"^{text}$") as caught:
         parse(data)
+    assert caught.value.reason == reason
+    assert reason in REASONS
+
+
+def test_the_error_is_for_others_too() -> None:
+    error = PreambleError("closed in the middle of its preamble", "cut_off")
+    assert str(error) == "closed in the middle of its preamble"
+    assert error.reason == "cut_off"
+
+
+def test_a_short_run_of_the_fuzzer() -> None:
+    counts = run(Batch(seed=2, numbers=range(6000), limit=None))
+    assert not isinstance(counts, str), counts
+    given = {(parser, word) for parser, word in counts}
+    assert ("lenient", "accepted") in given
+    assert {word for parser, word in given if parser == "strict"} == {"accepted", "incomplete", *REASONS}
 
 
 def test_broken_tlvs_keep_what_stands_before_the_damage() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kongrealip.preamble.header import DEFAULT_LIMIT, Preamble, parse
+from kongrealip.preamble.header import DEFAULT_LIMIT, REASONS, Preamble, parse
 from kongrealip.preamble.tlv import first_tlvs
 
-__all__ = ["DEFAULT_LIMIT", "Preamble", "first_tlvs", "parse"]
+__all__ = ["DEFAULT_LIMIT", "REASONS", "Preamble", "first_tlvs", "parse"]

@@ -32,22 +32,22 @@ def parse(data: bytes) -> tuple[Preamble, int] | None:
         return None if end < 0 else (Preamble(1, "PROXY"), end + 2)
     if _BEGINNING.fullmatch(data) or any(opening.startswith(data) for opening in _OPENINGS):
         return None
-    raise PreambleError(_reason(data))
+    raise PreambleError(*_reason(data))
 
 
 def _addresses(line: re.Match[bytes]) -> Preamble:
     source, destination, *ports = (text.decode("ascii") for text in line.groups())
     source_port, destination_port = (bounded_decimal(port, 65535) for port in ports)
     if source_port is None or destination_port is None:
-        raise PreambleError("version 1 preamble with a port above 65535")
+        raise PreambleError("version 1 preamble with a port above 65535", "port")
     return Preamble(1, "PROXY", source, source_port, destination, destination_port)
 
 
-def _reason(data: bytes) -> str:
-    if _HTTP.match(data):
-        return "plain HTTP reached a proxy_protocol port"
-    if data[:2] == b"\x16\x03":
-        return "TLS without a preamble reached a proxy_protocol port"
+def _reason(data: bytes) -> tuple[str, str]:
     if data.startswith(b"PROXY "):
-        return "malformed version 1 preamble"
-    return "no PROXY preamble"
+        return "malformed version 1 preamble", "malformed"
+    if _HTTP.match(data):
+        return "plain HTTP reached a proxy_protocol port", "http"
+    if data[:2] == b"\x16\x03":
+        return "TLS without a preamble reached a proxy_protocol port", "tls"
+    return "no PROXY preamble", "not_proxy"

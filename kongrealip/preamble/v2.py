@@ -16,7 +16,6 @@ _IPV6 = struct.Struct("!8H8HHH")
 _BODY = 16
 _COMMANDS = {0: "LOCAL", 1: "PROXY"}
 _STREAM = 1
-_TOO_SHORT = "version 2 preamble of {} bytes, too short for its addresses"
 
 
 def parse(data: bytes, limit: int) -> tuple[Preamble, int] | None:
@@ -25,10 +24,10 @@ def parse(data: bytes, limit: int) -> tuple[Preamble, int] | None:
         return None
     version_command, family_transport, length = _HEAD.unpack_from(data, len(SIGNATURE))
     if version_command >> 4 != 2:
-        raise PreambleError(f"PROXY version {version_command >> 4} is not known")
+        raise PreambleError(f"PROXY version {version_command >> 4} is not known", "version")
     end = _BODY + length
     if end > limit:
-        raise PreambleError(f"preamble of {end} bytes, the limit is {limit}")
+        raise PreambleError(f"preamble of {end} bytes, the limit is {limit}", "too_long")
     if len(data) < end:
         return None
     command = version_command & 15
@@ -37,17 +36,21 @@ def parse(data: bytes, limit: int) -> tuple[Preamble, int] | None:
     return _addresses(data, family_transport >> 4, end), end
 
 
+def too_short(end: int) -> PreambleError:
+    return PreambleError(f"version 2 preamble of {end} bytes, too short for its addresses", "length")
+
+
 def _addresses(data: bytes, family: int, end: int) -> Preamble:
     if family == 1:
         tlvs = _BODY + 12
         if end < tlvs:
-            raise PreambleError(_TOO_SHORT.format(end))
+            raise too_short(end)
         a, b, c, d, e, f, g, h, source_port, destination_port = _IPV4.unpack_from(data, _BODY)
         source, destination = ipv4_text(a, b, c, d), ipv4_text(e, f, g, h)
     elif family == 2:
         tlvs = _BODY + 36
         if end < tlvs:
-            raise PreambleError(_TOO_SHORT.format(end))
+            raise too_short(end)
         *groups, source_port, destination_port = _IPV6.unpack_from(data, _BODY)
         source, destination = ipv6_text(groups[:8]), ipv6_text(groups[8:])
     else:

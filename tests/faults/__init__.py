@@ -1,0 +1,1 @@
+"""What nobody sends on purpose: broken input, and things that fail."""
