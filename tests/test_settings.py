@@ -270,10 +270,10 @@ def test_everything_trusted(environ: dict[str, str], expected: str | None) -> No
     [
         ({"KONG_PROXY_LISTEN": "a:1", "KONG_REAL_IP_HEADER": "proxy_protocol"}, "no listener has that flag"),
         ({"KONG_PROXY_LISTEN": "a:1 proxy_protocol"}, "the preamble is read and not used"),
-        ({"KONG_PROXY_LISTEN": "a:1 http2"}, "a:1 http2: http2 has no effect yet, HTTP/1.1 is served"),
-        ({"KONG_PROXY_LISTEN": "a:1 reuseport"}, "a:1 reuseport: reuseport has no effect yet"),
-        ({"KONG_PROXY_LISTEN": "a:1", "KONG_SSL_CIPHERS": "X"}, "KONG_SSL_CIPHERS has no effect yet"),
-        ({"KONG_PROXY_LISTEN": "a:1", "KONG_NGINX_WORKER_PROCESSES": "2"}, "there is one process for now"),
+        (
+            {"KONG_PROXY_LISTEN": "a:1", "KONGREALIP_PROXY_PROTOCOL_OPTIONAL_FROM": "10.0.0.0/8"},
+            "KONGREALIP_PROXY_PROTOCOL_OPTIONAL_FROM has no effect: no listener has the flag",
+        ),
         ({"KONG_PROXY_LISTEN": "a:1", "KONG_STREAM_LISTEN": "a:2"}, "KONG_STREAM_LISTEN has no effect here"),
     ],
 )
@@ -286,7 +286,9 @@ def test_every_name_that_is_read_is_listed() -> None:
     """The near misses are looked for in this list."""
     environ = {f"KONG_{name.upper()}": "" for name in READ if "listen" not in name}
     environ |= {f"KONGREALIP_{name.upper()}": "" for name in READ_OF_OURS}
-    settings = Settings.load({**environ, "KONG_PROXY_LISTEN": "off", "KONG_STREAM_LISTEN": "off"})
+    settings = Settings.load(
+        {**environ, "KONG_PROXY_LISTEN": "off", "KONG_STREAM_LISTEN": "off", "KONG_STATUS_LISTEN": "off"}
+    )
     assert {*READ, *READ_OF_OURS} <= set(settings.given)
     assert settings.warnings == ()
 

@@ -6,16 +6,6 @@ from kongrealip.config.settings import Settings
 from kongrealip.realip.networks import TrustedNetworks
 from kongrealip.realip.resolve import PROXY_PROTOCOL
 
-_NO_EFFECT_YET = {
-    "ssl_ciphers": "the cipher list is Python's own for now",
-    "ssl_cipher_suite": "the cipher list is Python's own for now",
-    "nginx_worker_processes": "there is one process for now",
-}
-_FLAGS_WITHOUT_EFFECT = {
-    "http2": "HTTP/1.1 is served",
-    "reuseport": "there is one process for now, and it has one socket",
-}
-
 
 def trust_warnings(settings: Settings) -> list[str]:
     """What an attacker could make of the trusted set."""
@@ -48,15 +38,11 @@ def serve_warnings(settings: Settings) -> list[str]:
             f"every listener demands a preamble and real_ip_header is {settings.real_ip_header}, so"
             " the preamble is read and not used; for its address set KONG_REAL_IP_HEADER=proxy_protocol"
         )
-    warnings.extend(
-        f"{listen}: {flag} has no effect yet, {instead}"
-        for listen in settings.proxy_listen
-        for flag, instead in _FLAGS_WITHOUT_EFFECT.items()
-        if flag in listen.flags
-    )
-    for key, effect in _NO_EFFECT_YET.items():
-        if key in settings.given:
-            warnings.append(f"{settings.given[key]} has no effect yet: {effect}")
+    if settings.proxy_protocol_optional_from and not any(
+        listen.proxy_protocol for listen in settings.proxy_listen
+    ):
+        name = settings.given["proxy_protocol_optional_from"]
+        warnings.append(f"{name} has no effect: no listener has the flag proxy_protocol")
     if settings.stream_listen:
         warnings.append(f"{settings.given['stream_listen']} has no effect here: serve opens proxy_listen")
     return warnings

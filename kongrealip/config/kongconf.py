@@ -97,6 +97,25 @@ def parse_file(text: str) -> dict[str, str]:
     return values
 
 
+def parse_environment(text: str) -> dict[str, str]:
+    """Read an environment file: ``NAME=value`` lines, as docker and systemd take them.
+
+    Quotes round a whole value are taken off. Raises ValueError with the line that is none.
+    """
+    values: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        line = strip(line)
+        if not line or line.startswith(("#", ";")):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", strip(name)):
+            raise ValueError(f"line {number} {line!r}: write NAME=value")
+        value = strip(value)
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        values[strip(name)] = value[1:-1] if quoted else value
+    return values
+
+
 def _logical_lines(text: str) -> list[str]:
     """The lines that say something, continued ones joined. An unfinished last one is lost."""
     lines = []

@@ -57,6 +57,14 @@ class Listen(NamedTuple):
         return "proxy_protocol" in self.flags
 
     @property
+    def http2(self) -> bool:
+        return "http2" in self.flags
+
+    @property
+    def reuseport(self) -> bool:
+        return "reuseport" in self.flags
+
+    @property
     def backlog(self) -> int | None:
         """The length of the accept queue, or None for the default."""
         return next((int(f[8:]) for f in self.flags if f.startswith("backlog=")), None)
@@ -68,10 +76,18 @@ class Listen(NamedTuple):
         # nginx takes the flags from left to right, and the last one counts.
         return keepalive(values[-1]) if values else None
 
+    @property
+    def is_unix(self) -> bool:
+        return self.host.startswith("unix:")
+
+    @property
+    def address(self) -> str:
+        """Without the flags: ``0.0.0.0:8000`` or ``unix:/run/app.sock``."""
+        return self.host if self.is_unix else f"{self.host}:{self.port}"
+
     def __str__(self) -> str:
         """As Kong renders it, ``http2`` included."""
-        address = self.host if self.host.startswith("unix:") else f"{self.host}:{self.port}"
-        return " ".join((address, *self.flags))
+        return " ".join((self.address, *self.flags))
 
 
 def keepalive(value: str) -> Keepalive | bool:

@@ -24,11 +24,22 @@ READ = (
     "ssl_cipher_suite",
     "ssl_ciphers",
     "nginx_worker_processes",
+    "nginx_main_worker_processes",
+    "nginx_events_worker_connections",
     "log_level",
+    "proxy_access_log",
+    "proxy_error_log",
+    "status_listen",
     "nginx_http_client_header_timeout",
     "nginx_proxy_client_header_timeout",
 )
-READ_OF_OURS = ("preamble_max_bytes",)
+READ_OF_OURS = (
+    "preamble_max_bytes",
+    "proxy_protocol_optional_from",
+    "proxy_protocol_strict",
+    "half_open_connections",
+    "access_log_format",
+)
 _OVERRULED_IN_KONG = {
     "nginx_proxy_set_real_ip_from": "list the network in trusted_ips",
     "nginx_http_set_real_ip_from": "list the network in trusted_ips",

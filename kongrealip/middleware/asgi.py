@@ -11,15 +11,19 @@ from kongrealip.address import Address
 from kongrealip.config import Settings
 from kongrealip.errors import ResolutionMissingError
 from kongrealip.preamble import Preamble
-from kongrealip.realip import CONNECTION_KEY, Connection, PeerResolver, Resolution, Rules
+from kongrealip.realip import (
+    CONNECTION_KEY,
+    EXTENSION_KEY,
+    Connection,
+    PeerResolver,
+    Resolution,
+    Rules,
+)
 from kongrealip.realip.networks import UNIX
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-#: Where the middleware leaves the :class:`Resolution` in ``scope["extensions"]``.
-EXTENSION_KEY = "kongrealip"
 
 # How many peers of foreign servers are remembered. Then all are forgotten, which costs each of
 # them about two microseconds once; peers come and go, so there is nothing worth keeping longer.

@@ -9,6 +9,8 @@ from kongrealip.preamble import Preamble
 
 #: Where the server puts a :class:`Connection` into the ASGI ``scope["state"]``.
 CONNECTION_KEY = "kongrealip.connection"
+#: Where the middleware leaves the :class:`Resolution` in ``scope["extensions"]``.
+EXTENSION_KEY = "kongrealip"
 
 
 class Connection:
@@ -16,17 +18,24 @@ class Connection:
 
     ``peer`` is what ``accept`` returned. It cannot get lost, unlike ``getpeername()`` of a
     connection that the peer has reset. ``local`` is this end as ASGI's ``scope["server"]`` has
-    it: host and port, or path and None. ``memo`` is where the middleware keeps what it worked
-    out for this peer, so that later requests of the connection need not.
+    it: host and port, or path and None. ``listener`` is the listener's address as it was
+    configured. ``memo`` is where the middleware keeps what it worked out for this peer, so that
+    later requests of the connection need not.
     """
 
-    __slots__ = ("local", "memo", "peer", "preamble", "tls")
+    __slots__ = ("listener", "local", "memo", "peer", "preamble", "tls")
 
     def __init__(
-        self, peer: Address, local: tuple[str, int | None], preamble: Preamble | None, tls: bool
+        self,
+        peer: Address,
+        local: tuple[str, int | None],
+        preamble: Preamble | None,
+        tls: bool,
+        listener: str = "",
     ) -> None:
         self.peer = peer
         self.local = local
         self.preamble = preamble
         self.tls = tls
+        self.listener = listener
         self.memo: Any = None

@@ -16,6 +16,8 @@ from kongrealip.preamble import Preamble
 from kongrealip.realip.networks import UNIX, TrustedNetworks
 
 PROXY_PROTOCOL = "proxy_protocol"
+#: The source of an address that nobody named: the connection's own.
+PEER = "peer"
 _ALL_LINES = "X-Forwarded-For"
 _REMEMBERED_RESTS = 4096
 _LONGEST_REST = 256
@@ -122,8 +124,8 @@ class PeerResolver:
         self.rules = rules
         self._header = rules.header
         self._preamble = preamble
-        self._peer, trusted = _judge_peer(rules.networks, peer)
-        fields = (self._peer, self._peer, trusted, "peer", preamble)
+        self._peer, trusted = judge_peer(rules.networks, peer)
+        fields = (self._peer, self._peer, trusted, PEER, preamble)
         self.unchanged = _new(Resolution, fields)
         self.fixed: Resolution | None = None
         if not trusted:
@@ -159,7 +161,7 @@ def _from_preamble(preamble: Preamble | None) -> _Hop | None:
     return None if hop is None else (hop[0], hop[1], preamble.source_port or 0)
 
 
-def _judge_peer(networks: TrustedNetworks, peer: Address) -> tuple[Address, bool]:
+def judge_peer(networks: TrustedNetworks, peer: Address) -> tuple[Address, bool]:
     """The peer as nginx prints it, and whether it is trusted."""
     ip, port = peer
     if ip == UNIX:
