@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from kongrealip.cli import whoami
 from kongrealip.config import Listen
 from kongrealip.server import tls
 from kongrealip.server.asgi import Server
-from kongrealip.server.listener import bind, bind_unix
+from kongrealip.server.sockets import Opened, bind, bind_unix
 
 LOOPS = ("asyncio", "uvloop")
 
@@ -30,7 +30,9 @@ class Lab:
 
     app: Any = whoami.app
     preamble_timeout: float = 2.0
-    _sockets: list[tuple[socket.socket, Listen]] = field(default_factory=list)
+    #: Of the server as a whole: limits, checks, deadlines.
+    settings: Settings = field(default_factory=Settings)
+    _sockets: list[Opened] = field(default_factory=list)
     _apps: dict[object, Any] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
 
@@ -38,7 +40,7 @@ class Lab:
         """Open a listener and return its port."""
         listen = Listen(host, 0, flags)
         (sock,) = bind(listen)
-        self._sockets.append((sock, listen))
+        self._sockets.append(Opened(sock, listen._replace(port=sock.getsockname()[1])))
         # The system gives the same port to listeners of different families.
         address = sock.getsockname()[:2]
         self._apps[address] = RealIPMiddleware(self.app, settings)
@@ -47,7 +49,7 @@ class Lab:
     def add_unix(self, settings: Settings, flags: tuple[str, ...] = ()) -> str:
         """Open a Unix socket and return its path."""
         path = str(Path(self._folder.name, f"{len(self._sockets)}.sock"))
-        self._sockets.append((bind_unix(path), Listen(f"unix:{path}", 0, flags)))
+        self._sockets.append(Opened(bind_unix(path), Listen(f"unix:{path}", 0, flags)))
         self._apps[path, None] = RealIPMiddleware(self.app, settings)
         return path
 
@@ -67,13 +69,18 @@ class Lab:
 
     @contextmanager
     def running(self, loop: str) -> Iterator[Lab]:
-        settings = Settings(client_header_timeout=self.preamble_timeout)
-        server = Server(
-            self._dispatch, settings, self._sockets, tls.context(settings), access_log=False, loop=loop
+        settings = self.settings._replace(
+            client_header_timeout=self.preamble_timeout,
+            proxy_listen=tuple(one.listen for one in self._sockets),
         )
+        contexts = {http2: tls.context(settings, http2) for http2 in (False, True)}
+        server = Server(self._dispatch, settings, self._sockets, contexts, loop=loop)
         self._server = server
         thread = threading.Thread(target=server.run, name=f"lab-{loop}")
         thread.start()
+        while thread.is_alive() and not server.started:
+            time.sleep(0.01)
+        assert server.started, "the server's thread ended at its start"
         try:
             yield self
         finally:

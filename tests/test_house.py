@@ -56,9 +56,9 @@ def test_the_core_touches_nothing_outside(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path)} & FORBIDDEN_IN_PURE
 
 
-def test_one_file_knows_uvicorn() -> None:
+def test_three_files_know_uvicorn() -> None:
     knowing = {path.name for path in FILES if any(name.split(".")[0] == "uvicorn" for name in imported(path))}
-    assert knowing == {"asgi.py"}
+    assert knowing <= {"asgi.py", "protocols.py", "http2.py"}
     assert not any(name.startswith("uvicorn") for name in imported(ROOT / "middleware" / "asgi.py"))
 
 

@@ -20,8 +20,9 @@ from kongrealip import Settings
 from kongrealip.config import Listen
 from kongrealip.config.listen import HTTP_FLAGS, parse_listen
 from kongrealip.errors import StartError
-from kongrealip.realip import Connection
-from kongrealip.server import listener, refusals
+from kongrealip.server import listener, refusals, sockets
+from kongrealip.server.counters import Counters, keys_of
+from kongrealip.server.reception import Arrival, Reception
 from kongrealip.server.refusals import RefusalLog
 from tests.lab import LOOPS, Lab, client_tls, connect
 from tests.test_wire_vectors import read_answer
@@ -197,7 +198,7 @@ async def test_refused_with_a_line_in_the_log(
         assert await closed_without_an_answer(ports.preamble, data)
     assert f": {reason}" in caplog.text
     assert "refused 127.0.0.1:" in caplog.text
-    assert "proxy_protocol deferred" in caplog.text, "which listener it was"
+    assert f" on 127.0.0.1:{ports.preamble}: " in caplog.text
 
 
 async def test_closed_in_the_middle(ports: Ports, caplog: pytest.LogCaptureFixture) -> None:
@@ -263,27 +264,29 @@ def test_the_end_closes_half_read_preambles_at_once(loop: str) -> None:
             assert half_read.recv(10) == b""
 
 
-@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EBADMSG])
 async def test_accepting_pauses_when_the_system_has_nothing_left(
     code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(listener, "_PAUSE_SECONDS", 0.05)
     accepted = asyncio.Event()
 
-    def hand_over(sock: socket.socket, connection: Connection, listen: Listen) -> None:
-        sock.close()
+    def hand_over(arrival: Arrival) -> None:
+        arrival.sock.close()
         accepted.set()
 
-    listen = Listen("127.0.0.1", 0)
-    (sock,) = listener.bind(listen)
+    listen = Listen("127.0.0.1", 8000)
+    (sock,) = sockets.bind(listen._replace(port=0))
     failing: Any = Failing(sock, [code, errno.ECONNABORTED])
-    opened = listener.Listener(failing, listen, hand_over, RefusalLog(), 1.0, 4096)
+    settings = Settings(proxy_listen=(listen,))
+    row = Counters(keys_of(settings), 1).row(0)
+    opened = listener.Listener(failing, listen, Reception(settings, row, hand_over, hand_over, lambda: 0))
     _, writer = await connect(sock.getsockname()[1])
     await asyncio.wait_for(accepted.wait(), 10)
     writer.close()
-    opened.close()
+    opened.stop()
     assert len(caplog.records) == 1
-    assert "pausing" in caplog.text
+    assert "accepts no connections for a moment" in caplog.text
 
 
 class Failing:
@@ -307,7 +310,7 @@ def options(sock: socket.socket, *names: tuple[int, int]) -> list[int]:
 
 
 def test_flags_of_the_socket() -> None:
-    (sock,) = listener.bind(parse_listen("127.0.0.1:0 so_keepalive=2m:7s:4 deferred backlog=7", HTTP_FLAGS))
+    (sock,) = sockets.bind(parse_listen("127.0.0.1:0 so_keepalive=2m:7s:4 deferred backlog=7", HTTP_FLAGS))
     tcp = socket.IPPROTO_TCP
     with sock:
         assert options(sock, (socket.SOL_SOCKET, socket.SO_KEEPALIVE)) == [1]
@@ -315,23 +318,23 @@ def test_flags_of_the_socket() -> None:
         assert options(sock, *keepalive) == [120, 7, 4]
         assert options(sock, (tcp, socket.TCP_DEFER_ACCEPT))[0] > 0
     for value, expected in (("on", 1), ("off", 0)):
-        (sock,) = listener.bind(Listen("127.0.0.1", 0, (f"so_keepalive={value}",)))
+        (sock,) = sockets.bind(Listen("127.0.0.1", 0, (f"so_keepalive={value}",)))
         with sock:
             assert options(sock, (socket.SOL_SOCKET, socket.SO_KEEPALIVE)) == [expected]
 
 
 @pytest.mark.parametrize(("flags", "only"), [((), 1), (("ipv6only=on",), 1), (("ipv6only=off",), 0)])
 def test_ipv6only(flags: tuple[str, ...], only: int) -> None:
-    (sock,) = listener.bind(Listen("[0000:0000:0000:0000:0000:0000:0000:0000]", 0, flags))
+    (sock,) = sockets.bind(Listen("[0000:0000:0000:0000:0000:0000:0000:0000]", 0, flags))
     with sock:
         assert options(sock, (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)) == [only]
 
 
 def test_names_and_wildcards() -> None:
-    for sock in listener.bind(Listen("localhost", 0)):
+    for sock in sockets.bind(Listen("localhost", 0)):
         assert sock.getsockname()[0] in ("127.0.0.1", "::1")
         sock.close()
-    (sock,) = listener.bind(Listen("*", 0))
+    (sock,) = sockets.bind(Listen("*", 0))
     assert sock.getsockname()[0] == "0.0.0.0"
     sock.close()
 
@@ -359,21 +362,21 @@ def test_a_wildcard_listener_knows_its_own_end_of_each_connection() -> None:
 
 
 def test_what_cannot_be_bound(tmp_path: Path) -> None:
-    (taken,) = listener.bind(Listen("127.0.0.1", 0))
+    (taken,) = sockets.bind(Listen("127.0.0.1", 0))
     with taken, pytest.raises(StartError, match=r"cannot listen on 127.0.0.1:.*: Address already in use"):
-        listener.bind(Listen("127.0.0.1", taken.getsockname()[1]))
+        sockets.bind(Listen("127.0.0.1", taken.getsockname()[1]))
     with pytest.raises(StartError, match=r"cannot listen on no-such-host\.invalid:80: "):
-        listener.bind(Listen("no-such-host.invalid", 80))
+        sockets.bind(Listen("no-such-host.invalid", 80))
     with pytest.raises(StartError, match=r"cannot listen on unix:.*: No such file"):
-        listener.bind_unix(str(tmp_path / "missing" / "sock"))
+        sockets.bind_unix(str(tmp_path / "missing" / "sock"))
 
 
 def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
     path = str(tmp_path / "sock")
-    listener.bind_unix(path).close()
-    with listener.bind_unix(path), pytest.raises(StartError, match="Address already in use"):
-        listener.bind_unix(path)
+    sockets.bind_unix(path).close()
+    with sockets.bind_unix(path), pytest.raises(StartError, match="Address already in use"):
+        sockets.bind_unix(path)
     (tmp_path / "file").write_text("precious")
     with pytest.raises(StartError):
-        listener.bind_unix(str(tmp_path / "file"))
+        sockets.bind_unix(str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "precious"

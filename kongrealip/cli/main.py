@@ -1,11 +1,10 @@
-"""``kongrealip``: serve, demo, --version.
+"""``kongrealip``: serve, config, demo, --version.
 
 Exit codes: 0 ended as asked, 2 wrong usage, 3 could not start.
 """
 
 from __future__ import annotations
 
-import logging.config
 import os
 import platform
 import signal
@@ -16,15 +15,9 @@ from typing import Any, NoReturn
 import click
 
 from kongrealip import __version__
-from kongrealip.config.settings import Settings
 from kongrealip.errors import KongRealIPError, SettingsError
 
 CANNOT_START = 3
-
-_LEVELS = {
-    "debug": logging.DEBUG, "info": logging.INFO, "notice": logging.INFO, "warn": logging.WARNING,
-    "error": logging.ERROR, "crit": logging.CRITICAL, "alert": logging.CRITICAL, "emerg": logging.CRITICAL,
-}  # fmt: skip
 
 
 def _version_line() -> str:
@@ -37,6 +30,22 @@ def _version_line() -> str:
     return ", ".join(parts)
 
 
+_conf = click.option(
+    "--conf", type=click.Path(exists=True, dir_okay=False), help="A kong.conf. The environment wins over it."
+)
+_env_file = click.option(
+    "--env-file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="NAME=value lines. The environment wins over them, and they win over kong.conf.",
+)
+
+
+def _check_workers(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value in (None, "auto") or (value.isascii() and value.isdigit() and 0 < int(value[:9]) < 100_000):
+        return value
+    raise click.BadParameter(f"{value!r}: write auto or a number of at least 1")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(message=_version_line())
 def cli() -> None:
@@ -47,9 +56,8 @@ def cli() -> None:
 @click.argument("app", required=False)
 @click.option("--factory", is_flag=True, help="APP is a callable that returns the application.")
 @click.option("--app-dir", default=".", show_default=True, help="Where to look for APP's module.")
-@click.option(
-    "--conf", type=click.Path(exists=True, dir_okay=False), help="A kong.conf. The environment wins over it."
-)
+@_conf
+@_env_file
 @click.option(
     "--uds",
     metavar="PATH",
@@ -58,22 +66,21 @@ def cli() -> None:
 )
 @click.option("--loop", type=click.Choice(["auto", "uvloop", "asyncio"]), default="auto", show_default=True)
 @click.option(
+    "--workers",
+    metavar="N|auto",
+    callback=_check_workers,
+    help="Processes, under a parent that replaces them; auto is the number of cores. Wins over"
+    " KONG_NGINX_WORKER_PROCESSES. Without either this process serves by itself.",
+)
+@click.option(
     "--access-log/--no-access-log", default=True, show_default=True, help="A line for each request."
 )
-def serve(
-    app: str | None,
-    factory: bool,
-    app_dir: str,
-    conf: str | None,
-    uds: str | None,
-    loop: str,
-    access_log: bool,
-) -> None:
+def serve(app: str | None, factory: bool, **options: Any) -> None:
     """Open every listener of KONG_PROXY_LISTEN and serve APP (module:attribute) on them.
 
     Without APP the built-in application answers with what the server sees.
     """
-    from kongrealip.cli.serve import run
+    from kongrealip.cli.serve import Options, run
 
     if app is None and factory:
         raise click.UsageError("--factory needs an APP.")
@@ -81,11 +88,26 @@ def serve(
         raise click.UsageError(f"APP must be module:attribute, as in main:app, and is {app!r}.")
     _end_at_signals()
     try:
-        settings = load_settings(conf)
-        set_up_logging(settings.log_level)
-        run(app, settings, factory=factory, app_dir=app_dir, uds=uds, loop=loop, access_log=access_log)
+        code = run(Options(app, factory, **options), dict(os.environ))
     except KongRealIPError as error:
         cannot_start(error)
+    sys.exit(code)
+
+
+@cli.command()
+@_conf
+@_env_file
+def config(conf: str | None, env_file: str | None) -> None:
+    """Print the settings in force, one a line, each with where it came from."""
+    from kongrealip.cli.settings import load_settings, show
+
+    try:
+        settings, _ = load_settings(conf, env_file, os.environ)
+    except KongRealIPError as error:
+        cannot_start(error)
+    show(settings)
+    for warning in settings.warnings:
+        click.echo(f"kongrealip: {warning}", err=True)
 
 
 @cli.command()
@@ -96,39 +118,6 @@ def demo(stay: bool) -> None:
 
     _end_at_signals()
     sys.exit(play(stay))
-
-
-def load_settings(conf: str | None) -> Settings:
-    """Settings from the process environment and, where one is given, a kong.conf."""
-    if conf is None:
-        return Settings.load(os.environ)
-    with open(conf, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return Settings.load(os.environ, file.read())
-
-
-def set_up_logging(log_level: str) -> None:
-    """Everything to standard error, but for the access log, which goes to standard output."""
-    handlers: dict[str, Any] = {
-        "error": {"class": "logging.StreamHandler", "formatter": "error", "stream": "ext://sys.stderr"},
-        "access": {"class": "logging.StreamHandler", "formatter": "access", "stream": "ext://sys.stdout"},
-    }
-    level = _LEVELS[log_level]
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {
-                "error": {"format": "%(asctime)s %(levelname)s %(message)s"},
-                "access": {"format": "%(asctime)s %(message)s"},
-            },
-            "handlers": handlers,
-            "loggers": {
-                "kongrealip": {"handlers": ["error"], "level": level, "propagate": False},
-                "uvicorn": {"handlers": ["error"], "level": level, "propagate": False},
-                "uvicorn.access": {"handlers": ["access"], "level": "INFO", "propagate": False},
-            },
-        }
-    )
 
 
 def cannot_start(error: KongRealIPError) -> NoReturn:

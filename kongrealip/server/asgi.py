@@ -1,40 +1,51 @@
 """An ASGI application on uvicorn's protocols, behind this package's listeners.
 
-The only file that imports uvicorn. uvicorn keeps its lifespan, date header, signals, access log
-and shutdown; accepting is ours. It relies on four things that uvicorn does not promise: that
-``Server.startup`` and ``Server.shutdown`` can be overridden, that protocol classes take
-``config``, ``server_state``, ``app_state`` and ``_loop``, that they copy ``app_state`` into
-``scope["state"]``, and that ``lifespan.state`` holds the lifespan's. ``tests/test_uvicorn.py``
-fails by name when one of them goes.
+uvicorn keeps its lifespan, date header, signals and shutdown; accepting is ours. It relies on
+things that uvicorn does not promise: that ``Server.startup`` and ``Server.shutdown`` can be
+overridden, that protocol classes take ``config``, ``server_state``, ``app_state`` and ``_loop``,
+that they copy ``app_state`` into ``scope["state"]``, that ``lifespan.state`` holds the lifespan's,
+and that each answer carries ``server_state.default_headers``. ``tests/test_uvicorn.py`` fails by
+name when one of them goes. This file, ``protocols`` and ``http2`` are all that import uvicorn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvicorn
 from uvicorn.importer import ImportFromStringError, import_from_string
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kongrealip.config import Listen, Settings
 from kongrealip.errors import StartError
-from kongrealip.preamble.v2 import SIGNATURE
 from kongrealip.realip import CONNECTION_KEY, Connection
+from kongrealip.server import status
+from kongrealip.server.counters import Counters, keys_of
 from kongrealip.server.listener import Listener
-from kongrealip.server.refusals import RefusalLog
+from kongrealip.server.protocols import HTTP1Protocol, HTTP1ProtocolOfPlainPort
+from kongrealip.server.reception import Arrival, Reception
+from kongrealip.server.sockets import Opened
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 logger = logging.getLogger("kongrealip.server")
+
+# How long the end waits for requests that are on their way: of clients that connected a moment
+# ago, and of those that hold a connection open and have not seen it close.
+_GRACE_SECONDS = 1.0
+_LOOK_SECONDS = 0.02
+# The reception's deadline comes first; this one only must not.
+_NEVER_SECONDS = 86400.0
 
 
 def import_app(target: str, app_dir: str) -> Any:
@@ -49,82 +60,141 @@ def import_app(target: str, app_dir: str) -> Any:
         raise StartError(f"cannot import the application {target!r}: {error!r}") from error
 
 
+class Door(NamedTuple):
+    """What stands behind a listener: how its connections are served."""
+
+    protocol: Callable[..., Any]
+    config: uvicorn.Config
+    state: dict[str, Any]
+    context: ssl.SSLContext | None
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server, which accepts nothing itself."""
+    """uvicorn's server, which accepts nothing itself.
+
+    ``contexts`` maps the flag ``http2`` to the TLS context for listeners with and without it.
+    ``row`` is this process's in ``counters``. With ``parent`` it is a worker: it leaves the
+    terminal's interrupt to its parent, and ends when that is gone.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         settings: Settings,
-        sockets: Sequence[tuple[socket.socket, Listen]],
-        tls: ssl.SSLContext | None,
+        opened: Sequence[Opened],
+        contexts: Mapping[bool, ssl.SSLContext],
         *,
-        access_log: bool = True,
         loop: str = "auto",
+        counters: Counters | None = None,
+        row: int = 0,
+        parent: int | None = None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        config = uvicorn.Config(
-            app,
-            # Not to be guessed: the middleware is ASGI 3 whatever it wraps.
-            interface="asgi3",
-            http=_Protocol,
-            loop=loop,
-            # The command line sets logging up.
-            log_config=None,
-            access_log=access_log,
-            # uvicorn's own idea of the client would come first and be taken for the peer.
-            proxy_headers=False,
-        )
-        super().__init__(config)
+        super().__init__(_config(app, loop, callback_notify=self._look_round, timeout_notify=1))
         self._settings = settings
-        self._sockets = sockets
-        self._tls = tls
-        self._refusals = RefusalLog()
+        self._opened = opened
+        self._contexts = contexts
+        self._counters = counters or Counters(keys_of(settings), 1)
+        self._row = self._counters.row(row)
+        self._parent = parent
+        self._on_ready = on_ready
         self._listeners: list[Listener] = []
-        self._opening: set[asyncio.Task[None]] = set()
+        self._doors: dict[str, Door] = {}
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # The terminal sends its interrupt to all processes at once, and a worker that closed its
+        # sockets before its parent would leave a queue that nobody empties.
+        if self._parent is None or sig != signal.SIGINT:
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
-        timeout, limit = self._settings.client_header_timeout, self._settings.preamble_max_bytes
         self._loop = asyncio.get_running_loop()
-        for sock, listen in self._sockets:
-            self._listeners.append(Listener(sock, listen, self._hand_over, self._refusals, timeout, limit))
+        self._reception = Reception(
+            self._settings, self._row, self._hand_over, self._shake_hands, self._count_served
+        )
+        self._open_doors()
+        self._listeners = [Listener(one.sock, one.listen, self._reception) for one in self._opened]
+        self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve what has connected already, and then what is being answered, and end."""
         for listener in self._listeners:
-            listener.close()
-        for task in self._opening:
-            task.cancel()
+            listener.stop()
+        state = self.server_state
+        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        for protocol in state.connections:
+            if isinstance(protocol, HTTP1Protocol):
+                protocol.make_answer_the_last()
+        await self._wait_for_requests()
+        self._reception.close_all()
         await super().shutdown(sockets=[])
 
-    def _hand_over(self, sock: socket.socket, connection: Connection, listen: Listen) -> None:
-        """Give an accepted socket to the loop, which does TLS where the listener asks for it."""
-        factory = partial(self._make_protocol, connection, listen)
-        if listen.ssl:
-            task = self._loop.create_task(self._open_tls(sock, factory, connection, listen))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
-        else:
-            _run_to_end(self._loop.connect_accepted_socket(factory, sock))
+    async def _wait_for_requests(self) -> None:
+        deadline = self._loop.time() + _GRACE_SECONDS
+        while self._reception.half_open or self.server_state.connections:
+            if self.force_exit or self._loop.time() > deadline:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
 
-    def _make_protocol(self, connection: Connection, listen: Listen) -> asyncio.Protocol:
-        app_state = {**self.lifespan.state, CONNECTION_KEY: connection}
-        kind = _Protocol if listen.proxy_protocol else _ProtocolOfPlainPort
-        made = kind(self.config, self.server_state, app_state, self._loop)
-        made.connection = connection
-        made.refuse_stray = self._refuse_stray
+    def _open_doors(self) -> None:
+        proxied = {listen.address for listen in self._settings.proxy_listen}
+        config = _config(self._status_app(), "none") if self._settings.status_listen else self.config
+        if not config.loaded:
+            config.load()
+        for listen in {one.listen for one in self._opened}:
+            context = self._contexts[listen.http2] if listen.ssl else None
+            if listen.address in proxied:
+                door = Door(_protocol_for(listen), self.config, self.lifespan.state, context)
+            else:
+                door = Door(_protocol_for(listen), config, {}, context)
+            self._doors[listen.address] = door
+
+    def _status_app(self) -> ASGIApp:
+        return status.status_app(self._counters, self._is_ready, self._write_gauges)
+
+    def _is_ready(self) -> bool:
+        return self.started and not self.should_exit
+
+    def _count_served(self) -> int:
+        return len(self.server_state.connections)
+
+    async def _look_round(self) -> None:
+        """Once a second."""
+        if self._parent is not None and os.getppid() != self._parent:
+            logger.error("the parent process is gone, so this worker ends")
+            self.should_exit = True
+        if self._settings.status_listen:
+            self._write_gauges()
+
+    def _write_gauges(self) -> None:
+        listeners = list(self._doors)
+        self._reception.write_gauges(listeners)
+        status.write_open(self._row, listeners, self.server_state.connections)
+
+    def _hand_over(self, arrival: Arrival) -> None:
+        """Give a socket to the loop and to uvicorn's protocol."""
+        factory = partial(self._make_protocol, arrival)
+        _run_to_end(self._loop.connect_accepted_socket(factory, arrival.sock))
+
+    def _make_protocol(self, arrival: Arrival) -> asyncio.Protocol:
+        make, config, state, _ = self._doors[arrival.listener]
+        app_state = {**state, CONNECTION_KEY: arrival}
+        made: asyncio.Protocol = make(config, self.server_state, app_state, self._loop)
+        made.connection = arrival  # type: ignore[attr-defined]
+        made.refuse_stray = self._refuse_stray  # type: ignore[attr-defined]
         return made
 
-    async def _open_tls(
-        self,
-        sock: socket.socket,
-        factory: Callable[[], asyncio.Protocol],
-        connection: Connection,
-        listen: Listen,
-    ) -> None:
-        timeout = self._settings.client_header_timeout
+    def _shake_hands(self, arrival: Arrival) -> None:
+        arrival.handshake = self._loop.create_task(self._open_tls(arrival))
+        arrival.handshake.add_done_callback(lambda _: self._reception.leave(arrival))
+
+    async def _open_tls(self, arrival: Arrival) -> None:
+        factory = partial(self._make_protocol, arrival)
+        context = self._doors[arrival.listener].context
         try:
             await self._loop.connect_accepted_socket(
-                factory, sock, ssl=self._tls, ssl_handshake_timeout=timeout
+                factory, arrival.sock, ssl=context, ssl_handshake_timeout=_NEVER_SECONDS
             )
         except ConnectionResetError:
             # Hung up in the handshake, as health checks and port scanners do. Nothing to tell.
@@ -133,18 +203,50 @@ class Server(uvicorn.Server):
             hint = ""
             if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
                 hint = "; plain HTTP, or a preamble, reached an ssl port without proxy_protocol"
-            self._refuse(connection, str(listen), f"TLS handshake failed: {error.reason}{hint}")
+            self._tell_of_tls(arrival, f"{error.reason}{hint}")
         except OSError as error:
-            self._refuse(connection, str(listen), f"TLS handshake failed: {error}")
+            self._tell_of_tls(arrival, str(error))
+
+    def _tell_of_tls(self, arrival: Arrival, reason: str) -> None:
+        self._row.add("tls_failures", arrival.listener)
+        self._reception.tell(arrival, f"TLS handshake failed: {reason}")
 
     def _refuse_stray(self, connection: Connection) -> None:
-        host, port = connection.local
-        listener = host if port is None else f"{host}:{port}"
-        self._refuse(connection, listener, "a PROXY preamble reached a port without proxy_protocol")
+        self._reception.tell(connection, "a PROXY preamble reached a port without proxy_protocol")
 
-    def _refuse(self, connection: Connection, listener: str, reason: str) -> None:
-        ip, port = connection.peer
-        self._refusals.write(ip if port is None else f"{ip}:{port}", listener, reason)
+
+def _config(app: ASGIApp, loop: str, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        # Not to be guessed: the middleware is ASGI 3 whatever it wraps.
+        interface="asgi3",
+        http=HTTP1Protocol,
+        loop=loop,
+        # The command line sets logging up, and the access log is a layer of our own.
+        log_config=None,
+        access_log=False,
+        # uvicorn's own idea of the client would come first and be taken for the peer.
+        proxy_headers=False,
+        **more,
+    )
+
+
+def _protocol_for(listen: Listen) -> Callable[..., Any]:
+    http1 = HTTP1Protocol if listen.proxy_protocol else HTTP1ProtocolOfPlainPort
+    if not listen.http2:
+        return http1
+    try:
+        from kongrealip.server.http2 import AutoProtocol
+    except ImportError:
+        logger.warning("%s: HTTP/1.1 is served, http2 needs pip install 'kongrealip[http2]'", listen)
+        return http1
+    return partial(_http2_protocol, AutoProtocol, http1)
+
+
+def _http2_protocol(make: Callable[..., Any], http1: type[HTTP1Protocol], *arguments: Any) -> Any:
+    made = make(*arguments)
+    made.http1 = http1
+    return made
 
 
 def _run_to_end(opening: Coroutine[Any, Any, object]) -> None:
@@ -158,30 +260,3 @@ def _run_to_end(opening: Coroutine[Any, Any, object]) -> None:
         waiter.add_done_callback(lambda _: _run_to_end(opening))
     except (StopIteration, OSError):
         pass
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's own, with what the listener knows of the connection."""
-
-    connection: Connection
-    refuse_stray: Callable[[Connection], None]
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Do as uvicorn does, but for asking the transport, which costs five system calls."""
-        self.connections.add(self)
-        self.transport = transport
-        self.flow = FlowControl(transport)
-        self.server = self.connection.local
-        # The middleware takes the peer from the connection. An address here could be that of a
-        # peer which it remembers from another server of the same application.
-        self.client = None
-        self.scheme = "https" if self.connection.tls else "http"
-
-
-class _ProtocolOfPlainPort(_Protocol):
-    """Notices a preamble where HTTP was expected."""
-
-    def data_received(self, data: bytes) -> None:
-        if self.cycle is None and data.startswith((b"PROXY ", SIGNATURE)):
-            self.refuse_stray(self.connection)
-        super().data_received(data)

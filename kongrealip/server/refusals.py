@@ -10,6 +10,8 @@ logger = logging.getLogger("kongrealip.server")
 # Enough to see what is going on, few enough to keep the disk: a scanner or a probe that speaks
 # the wrong protocol comes back hundreds of times a second.
 _LINES_A_SECOND = 5
+# A server that has run out of something stays so for a while, and has many listeners.
+_SECONDS_BETWEEN_PAUSES = 5
 
 
 class RefusalLog:
@@ -19,8 +21,10 @@ class RefusalLog:
         self._second = 0
         self._written = 0
         self._left_out = 0
+        self._next_pause = 0.0
 
     def write(self, peer: str, listener: str, reason: str) -> None:
+        """Say that a connection was closed in front of its first request."""
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._written = second, 0
@@ -31,3 +35,10 @@ class RefusalLog:
         more = f" ({self._left_out} more refusals since the last such line)" if self._left_out else ""
         self._left_out = 0
         logger.warning("refused %s on %s: %s%s", peer, listener, reason, more)
+
+    def write_pause(self, listener: str, reason: str) -> None:
+        """Say that no connections are accepted for a moment."""
+        now = time.monotonic()
+        if now >= self._next_pause:
+            self._next_pause = now + _SECONDS_BETWEEN_PAUSES
+            logger.error("%s accepts no connections for a moment: %s", listener, reason)

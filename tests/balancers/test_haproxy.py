@@ -76,8 +76,12 @@ def test_access_log_names_the_client(preamble_server: Program, tmp_path: Path) -
     port = free_port()
     with haproxy(tmp_path, forward(port, preamble_server, "send-proxy-v2"), port), client(port) as asking:
         asking.get("/logged")
-        line = f'{CLIENT_IP}:{asking.port} - "GET /logged HTTP/1.1" 200'
-        wait_until(lambda: line in preamble_server.stdout, "the access log")
+        client_field = f'client: "{CLIENT_IP}:{asking.port}" peer: "{LOOPBACK}:'
+        wait_until(lambda: client_field in preamble_server.stdout, "the access log")
+        (line,) = [line for line in preamble_server.stdout.splitlines() if client_field in line]
+        assert line.startswith(f"{CLIENT_IP} - - [")
+        assert '"GET /logged HTTP/1.1" 200' in line
+        assert line.endswith('source: "proxy_protocol"')
 
 
 def test_preamble_counts_for_every_request_of_a_connection(preamble_server: Program, tmp_path: Path) -> None:

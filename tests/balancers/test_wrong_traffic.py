@@ -31,7 +31,7 @@ def test_plain_http_at_a_proxy_protocol_port_is_closed_without_a_byte(preamble_s
     assert answer == b""
     (line,) = refusals(preamble_server, peer)
     assert line.endswith(
-        f"WARNING refused {peer} on {LOOPBACK}:{preamble_server.port} proxy_protocol:"
+        f"WARNING refused {peer} on {LOOPBACK}:{preamble_server.port}:"
         " plain HTTP reached a proxy_protocol port"
     )
 

@@ -1,0 +1,160 @@
+"""HTTP/2 by uvicorn's own protocol, and the choice between it and HTTP/1.1.
+
+Imported only where a listener has the flag ``http2``, because it needs the package zttp. uvicorn
+calls its HTTP/2 experimental, so both versions are pinned. What is done here beyond choosing makes
+up for what this pair of versions lacks; each of it has a test, so that the next pair can be tried
+without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import zttp
+from uvicorn.protocols.http.auto_zttp_impl import AutoZttpProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
+
+from kongrealip.realip import Connection
+from kongrealip.server.protocols import HTTP1Protocol
+
+# SETTINGS_ENABLE_CONNECT_PROTOCOL, on and off.
+_WEBSOCKET = zttp.H2Settings.ENABLE_CONNECT_PROTOCOL.to_bytes(2) + (1).to_bytes(4)
+_NO_WEBSOCKET = zttp.H2Settings.ENABLE_CONNECT_PROTOCOL.to_bytes(2) + (0).to_bytes(4)
+# How long a client has to close after GOAWAY.
+_LINGER_SECONDS = 2.0
+
+
+class AutoProtocol(AutoZttpProtocol):
+    """HTTP/2 where ALPN or the first bytes of clear text say so, else ``http1``.
+
+    The attributes are set by whoever makes it.
+    """
+
+    connection: Connection
+    refuse_stray: Callable[[Connection], None]
+    http1: type[HTTP1Protocol]
+
+    def _switch(self, http2: bool, initial_data: bytes = b"") -> None:
+        """Hand the transport over for good."""
+        made: HTTP1Protocol | HTTP2Protocol
+        if http2:
+            made = HTTP2Protocol(self.config, self.server_state, self.app_state, self.loop)
+        else:
+            made = self.http1(self.config, self.server_state, self.app_state, self.loop)
+            made.refuse_stray = self.refuse_stray
+        made.connection = self.connection
+        self.transport.set_protocol(made)
+        made.connection_made(self.transport)
+        if initial_data:
+            made.data_received(initial_data)
+
+
+class HTTP2Protocol(ZttpH2Protocol):
+    """uvicorn's, with what the listener knows: ``connection`` is set by whoever makes it."""
+
+    connection: Connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Do as uvicorn does, but for asking the transport. See HTTP1Protocol."""
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.server = self.connection.local
+        self.client = None
+        self.scheme = "https" if self.connection.tls else "http"
+        #: Set for a moment when streams may be able to go on that had to wait.
+        self.credit = asyncio.Event()
+        self.is_over = False
+        self.conn.initiate_connection()
+        # zttp offers WebSocket over HTTP/2, which uvicorn does not have: browsers would take the
+        # offer, instead of opening a connection for HTTP/1.1.
+        transport.write(self.conn.data_to_send().replace(_WEBSOCKET, _NO_WEBSOCKET))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for cycle in self.cycles.values():
+            # Forgets what the client will not take any more.
+            cycle.stream.reset()
+        self._give_credit()
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_over:
+            # Credit, or a stream behind the last one that GOAWAY names, to be asked elsewhere.
+            return
+        super().data_received(data)
+        self._give_credit()
+        if self.shutdown_requested and not self.cycles:
+            self._close_connection()
+
+    def handle_request(self, event: zttp.Request) -> None:
+        if event.protocol or not event.target.isascii():
+            # uvicorn would fail at the latter, and take the connection's other streams along.
+            self.conn.stream(event.stream_id).reset(zttp.H2ErrorCode.PROTOCOL_ERROR)
+            return
+        super().handle_request(event)
+        cycle = self.cycles[event.stream_id]
+        cycle.flow = cast("FlowControl", _StreamFlow(self, cycle.stream))
+        if event.end_stream:
+            # No EndOfMessage will come, and uvicorn waits for one.
+            cycle.more_body = False
+            cycle.message_event.set()
+        _join_cookies(cast("list[tuple[bytes, bytes]]", cycle.scope["headers"]))
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._give_credit()
+
+    def _give_credit(self) -> None:
+        self.credit.set()
+        self.credit.clear()
+
+    def _close_connection(self) -> None:
+        """Say GOAWAY and close, unless the client has still to take a part of an answer.
+
+        Closing a socket while the client sends credit for the last answer would reset the
+        connection, and the client would lose what it has not read yet. The closing of TLS waits
+        for the client by itself.
+        """
+        if self.is_over or self.conn.has_pending_send() or self.transport.is_closing():
+            return
+        self.is_over = True
+        self.conn.close()
+        self.flush()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
+
+
+class _StreamFlow:
+    """What a stream asks before it sends, in the place of the connection's FlowControl.
+
+    Makes the application wait while the client does not take what was sent before. Otherwise
+    zttp keeps all of it, and whoever reads slowly decides how much memory that is.
+    """
+
+    __slots__ = ("_connection", "_stream")
+
+    def __init__(self, connection: HTTP2Protocol, stream: zttp.Stream) -> None:
+        self._connection = connection
+        self._stream = stream
+
+    @property
+    def write_paused(self) -> bool:
+        return self._connection.flow.write_paused or (self._stream.pending_bytes or 0) > HIGH_WATER_LIMIT
+
+    async def drain(self) -> None:
+        while self.write_paused:
+            await self._connection.credit.wait()
+
+
+def _join_cookies(headers: list[tuple[bytes, bytes]]) -> None:
+    """HTTP/2 lets clients split the header Cookie, and RFC 9113 has servers join it (8.2.3)."""
+    cookies = [value for name, value in headers if name == b"cookie"]
+    if len(cookies) > 1:
+        headers[:] = [header for header in headers if header[0] != b"cookie"]
+        headers.append((b"cookie", b"; ".join(cookies)))

@@ -1,0 +1,262 @@
+"""Listening sockets: bound here, inherited from systemd, or one for each worker."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from kongrealip.config.listen import Keepalive, Listen
+from kongrealip.errors import StartError
+
+_BACKLOG = 2048
+# sd_listen_fds(3): the first descriptor that systemd hands over.
+_FIRST_INHERITED = 3
+
+
+class Opened(NamedTuple):
+    """A listening socket and its entry.
+
+    ``worker`` is None where all workers share it; ``path`` is that of a Unix socket which was
+    made here, and is to be removed at the end.
+    """
+
+    sock: socket.socket
+    listen: Listen
+    worker: int | None = None
+    path: str | None = None
+
+
+class Sockets:
+    """Every listening socket of a server.
+
+    They belong to the process that opens them and outlive the workers: a worker that dies
+    leaves its queue to the next one.
+    """
+
+    def __init__(self, opened: Iterable[Opened] = ()) -> None:
+        self.opened = list(opened)
+
+    def of_worker(self, number: int) -> list[Opened]:
+        """What one worker accepts from."""
+        return [one for one in self.opened if one.worker in (None, number)]
+
+    def keep_only(self, number: int) -> None:
+        """Close, in a worker, what belongs to others: a queue that nobody empties must not live on."""
+        for one in self.opened:
+            if one.worker not in (None, number):
+                one.sock.close()
+
+    def close(self) -> None:
+        for one in self.opened:
+            one.sock.close()
+
+    def close_but(self, others: Sockets) -> None:
+        """Close what is not one of ``others`` as well."""
+        kept = {id(one.sock) for one in others.opened}
+        for one in self.opened:
+            if id(one.sock) not in kept:
+                one.sock.close()
+
+    def unlink(self) -> None:
+        """Remove the paths of Unix sockets, before the end."""
+        for one in self.opened:
+            if one.path is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(one.path)
+
+    def renewed(self, listens: Iterable[Listen], workers: int, defer: float) -> tuple[Sockets, Sockets]:
+        """The sockets for other settings, and those of the present ones that they leave over.
+
+        What stays is not opened anew, so its queue survives. Raises StartError where something
+        new cannot be opened; then nothing has changed.
+        """
+        kept: dict[tuple[str, int | None], list[Opened]] = {}
+        for one in self.opened:
+            kept.setdefault((one.listen.address, one.worker), []).append(one)
+        opened: list[Opened] = []
+        fresh = Sockets()
+        try:
+            for listen, worker in _wanted(listens, workers):
+                present = kept.pop((listen.address, worker), None)
+                if present is None:
+                    fresh.opened += _open(listen, worker, defer)
+                else:
+                    opened += [_changed(one, listen, defer) for one in present]
+        except StartError:
+            fresh.close()
+            raise
+        left_over = Sockets(one for group in kept.values() for one in group)
+        return Sockets([*opened, *fresh.opened]), left_over
+
+
+def open_all(
+    listens: Iterable[Listen], workers: int, defer: float, inherited: Iterable[socket.socket] = ()
+) -> Sockets:
+    """Open every entry, or take it from what was inherited. Raises StartError.
+
+    ``workers`` is 0 for a process that serves by itself. Otherwise ``reuseport`` opens a socket
+    for each worker, among which the kernel spreads connections.
+    """
+    sockets = Sockets()
+    remaining = {_address_of(sock): sock for sock in inherited}
+    try:
+        for listen, worker in _wanted(listens, workers):
+            addresses = _addresses(listen) if remaining else []
+            found = [remaining.pop(address) for _, address in addresses if address in remaining]
+            if found:
+                sockets.opened += [Opened(sock, listen) for sock in found]
+            elif not any(one.listen == listen and one.worker is None for one in sockets.opened):
+                sockets.opened += _open(listen, worker, defer)
+        if remaining:
+            name = ", ".join(map(str, remaining))
+            raise StartError(f"LISTEN_FDS: no entry of KONG_PROXY_LISTEN is for the inherited socket {name}")
+    except StartError:
+        sockets.close()
+        raise
+    return sockets
+
+
+def inherited(environ: Mapping[str, str]) -> list[socket.socket]:
+    """What systemd hands over by LISTEN_FDS and LISTEN_PID (sd_listen_fds(3)). Raises StartError."""
+    count = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit():
+        return []
+    found = []
+    for descriptor in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
+        try:
+            sock = socket.socket(fileno=descriptor)
+        except OSError as error:
+            raise StartError(f"LISTEN_FDS: descriptor {descriptor} is no socket: {error.strerror}") from error
+        sock.set_inheritable(False)
+        sock.setblocking(False)
+        found.append(sock)
+    return found
+
+
+def _wanted(listens: Iterable[Listen], workers: int) -> list[tuple[Listen, int | None]]:
+    return [
+        (listen, worker)
+        for listen in listens
+        for worker in (range(workers) if listen.reuseport and workers else (None,))
+    ]
+
+
+def _open(listen: Listen, worker: int | None, defer: float) -> list[Opened]:
+    if listen.is_unix:
+        path = listen.host.removeprefix("unix:")
+        return [Opened(bind_unix(path), listen, path=path)]
+    if worker == 0:
+        # SO_REUSEPORT would let a second server of the same user bind the port unnoticed, and
+        # take half of the connections.
+        for sock in bind(listen):
+            sock.close()
+    bound = bind(listen, defer, reuseport=worker is not None)
+    return [Opened(sock, listen, worker) for sock in bound]
+
+
+def _changed(one: Opened, listen: Listen, defer: float) -> Opened:
+    if ("ipv6only=off" in one.listen.flags) != ("ipv6only=off" in listen.flags):
+        raise StartError(f"cannot listen on {listen}: ipv6only cannot change while the port is open, restart")
+    if not listen.is_unix:
+        _configure(one.sock, listen, defer)
+    return one._replace(listen=listen)
+
+
+def bind(listen: Listen, defer: float = 60.0, reuseport: bool = False) -> list[socket.socket]:
+    """Open the listening sockets of one entry: a name may stand for several addresses.
+
+    With the flag ``deferred`` the kernel keeps a connection that says nothing to itself for about
+    ``defer`` seconds, which nginx sets to client_header_timeout as well. Raises StartError with
+    one line that names the entry.
+    """
+    opened: list[socket.socket] = []
+    try:
+        for family, address in _addresses(listen):
+            opened.append(_bound(listen, family, address, defer, reuseport))
+    except OSError as error:
+        for sock in opened:
+            sock.close()
+        raise StartError(f"cannot listen on {listen}: {error.strerror or error}") from error
+    return opened
+
+
+def _addresses(listen: Listen) -> list[tuple[int, tuple[object, ...] | str]]:
+    """Family and address of each socket that an entry stands for."""
+    if listen.is_unix:
+        return [(socket.AF_UNIX, listen.host.removeprefix("unix:"))]
+    host = "0.0.0.0" if listen.host == "*" else listen.host.strip("[]")  # noqa: S104 - as asked for
+    found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # A name may be listed twice for one address, in /etc/hosts for instance.
+    return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
+
+
+def _address_of(sock: socket.socket) -> tuple[object, ...] | str:
+    address: tuple[object, ...] | str = sock.getsockname()
+    return address
+
+
+def bind_unix(path: str) -> socket.socket:
+    """Open a listening Unix socket, in the place of one that nobody listens on any more."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        # As nginx and uvicorn leave it: who may connect is decided by the directory.
+        os.chmod(path, 0o666)  # noqa: S103
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise StartError(f"cannot listen on unix:{path}: {error.strerror or error}") from error
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(path) == errno.ECONNREFUSED:
+            os.unlink(path)
+
+
+def _bound(
+    listen: Listen, family: int, address: tuple[object, ...] | str, defer: float, reuseport: bool
+) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # nginx's default, so that [::]:80 and 0.0.0.0:80 can stand side by side.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, "ipv6only=off" not in listen.flags)
+        if reuseport:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+        _configure(sock, listen, defer)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _configure(sock: socket.socket, listen: Listen, defer: float) -> None:
+    """What may change while a socket is open."""
+    seconds = max(1, int(defer)) if "deferred" in listen.flags else 0
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
+    _set_keepalive(sock, listen.keepalive)
+    sock.listen(min(_BACKLOG if listen.backlog is None else listen.backlog, 0x7FFFFFFF))
+
+
+def _set_keepalive(sock: socket.socket, keepalive: Keepalive | bool | None) -> None:
+    """On the listening socket, from which Linux hands it down to the accepted ones."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, bool(keepalive))
+    if isinstance(keepalive, Keepalive):
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        for option, value in zip(options, keepalive, strict=True):
+            if value is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)

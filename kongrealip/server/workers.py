@@ -1,0 +1,281 @@
+"""Several processes: started, replaced when they die, renewed on SIGHUP, drained at the end.
+
+Not uvicorn's supervisor, of which nothing would be left: its parent keeps the sockets open while
+nobody accepts, so the end resets what is in the queue; it looks for dead workers twice a second
+and imports everything anew for each; and while it waits for a renewed worker it answers no signal.
+
+Workers are forked from a parent that has never imported the application, so each of them
+imports it as it is by then. The parent owns the listening sockets; a queue outlives its worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing import connection, get_context
+from typing import Any, NamedTuple
+
+from kongrealip.errors import KongRealIPError
+from kongrealip.server.counters import Counters
+from kongrealip.server.sockets import Sockets
+
+logger = logging.getLogger("kongrealip.server")
+
+#: The exit code of a worker that could not start, as uvicorn has it.
+CANNOT_START = 3
+#: Rows of the counters beside those of the parent and of the workers: for workers that leave.
+ROWS_TO_SPARE = 32
+_LOOK_SECONDS = 1.0
+# A worker that fails at once would fail again at once.
+_FAILURE_PAUSE_SECONDS = 1.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_fork = get_context("fork")
+
+
+class Plan(NamedTuple):
+    """What workers are started with.
+
+    ``serve`` runs in the worker, until SIGTERM; its arguments are the worker's number, its row of
+    the counters, and what to call once it serves.
+    """
+
+    workers: int
+    sockets: Sockets
+    counters: Counters
+    serve: Callable[[int, int, Callable[[], None]], None]
+
+
+class Worker:
+    """A process, from its parent's side."""
+
+    def __init__(self, plan: Plan, number: int, row: int) -> None:
+        self.plan = plan
+        self.number = number
+        self.row = row
+        self.is_ready = False
+        self.is_silent = True
+        self.told, told = _fork.Pipe(duplex=False)
+        self.process = _fork.Process(target=_live, args=(plan, number, row, told), name=f"worker {number}")
+        self.process.start()
+        told.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.is_alive()
+
+    @property
+    def exit_code(self) -> int | None:
+        return self.process.exitcode
+
+    def look(self) -> None:
+        """Notice that it serves, or that it will never say so."""
+        if self.is_silent and self.told.poll():
+            self.is_silent = False
+            with contextlib.suppress(EOFError):
+                self.is_ready = bool(self.told.recv())
+
+    def end(self) -> None:
+        """Ask it to serve what it has, and end."""
+        self.process.terminate()
+
+
+def _live(plan: Plan, number: int, row: int, told: connection.Connection) -> None:
+    """The life of a worker."""
+    signal.set_wakeup_fd(-1)
+    for name in _SIGNALS:
+        # The server sets its own for the time it runs, and raises anew what it got: then this.
+        signal.signal(name, _take_no_notice)
+    plan.sockets.keep_only(number)
+    plan.serve(number, row, lambda: told.send(True))
+
+
+def _take_no_notice(number: int, frame: object) -> None:
+    """Unlike SIG_IGN it is not handed down to programs that the application starts."""
+
+
+class Supervisor:
+    """The parent. ``renew`` reads the configuration anew for SIGHUP, and raises where it is wrong.
+
+    It returns the new plan, and the sockets of the present one that the new one leaves over.
+    """
+
+    def __init__(self, plan: Plan, renew: Callable[[Plan], tuple[Plan, Sockets]]) -> None:
+        self._plan = plan
+        self._renew = renew
+        self._workers: dict[int, Worker] = {}
+        self._leaving: list[Worker] = []
+        # When a worker that failed is to be started again, by its number.
+        self._due: dict[int, float] = {}
+        self._has_served = False
+        # A renewal, while one goes on: its plan, what it leaves over, who is next, who is coming.
+        self._next_plan: Plan | None = None
+        self._left_over = Sockets()
+        self._next_numbers: list[int] = []
+        self._incoming: Worker | None = None
+        self._signals: list[int] = []
+        self._wake_up, self._wake_up_write = socket.socketpair()
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT. Returns the exit code."""
+        self._listen_for_signals()
+        for number in range(self._plan.workers):
+            self._start(number)
+        code = None
+        while code is None:
+            self._wait()
+            self._renewal_step()
+            code = self._replace_the_dead()
+            if any(number != signal.SIGHUP for number in self._signals):
+                code = 0
+            elif self._signals and self._next_plan is None:
+                self._signals.clear()
+                self._begin_renewal()
+        self._end()
+        return code
+
+    def _listen_for_signals(self) -> None:
+        self._wake_up.setblocking(False)
+        self._wake_up_write.setblocking(False)
+        signal.set_wakeup_fd(self._wake_up_write.fileno(), warn_on_full_buffer=False)
+        for name in _SIGNALS:
+            signal.signal(name, lambda number, frame: self._signals.append(number))
+
+    def _everybody(self) -> list[Worker]:
+        incoming = [] if self._incoming is None else [self._incoming]
+        return [*self._workers.values(), *self._leaving, *incoming]
+
+    def _wait(self) -> None:
+        """Until a worker ends or serves, a signal comes, or it is time to look."""
+        everybody = self._everybody()
+        events: list[Any] = [self._wake_up, *(worker.process.sentinel for worker in everybody)]
+        events += [worker.told for worker in everybody if worker.is_silent]
+        now = time.monotonic()
+        timeout = min([_LOOK_SECONDS, *(due - now for due in self._due.values())])
+        connection.wait(events, max(0, timeout))
+        with contextlib.suppress(BlockingIOError):
+            self._wake_up.recv(4096)
+        for worker in everybody:
+            worker.look()
+        self._has_served = self._has_served or any(worker.is_ready for worker in everybody)
+
+    def _start(self, number: int) -> None:
+        self._due.pop(number, None)
+        self._workers[number] = Worker(self._plan, number, self._free_row(self._plan))
+
+    def _free_row(self, plan: Plan) -> int:
+        """A row of the counters that nobody writes to; 0 is the parent's own.
+
+        Should so many workers be leaving that there is none, two share the last one and may miss
+        a count, which is better than not to start.
+        """
+        taken = {worker.row for worker in self._everybody()}
+        last = plan.counters.rows - 1
+        return next((row for row in range(1, last) if row not in taken), last)
+
+    def _replace_the_dead(self) -> int | None:
+        """Bury them and start others. Returns an exit code where that is hopeless."""
+        for worker in [worker for worker in self._leaving if not worker.is_alive]:
+            self._leaving.remove(worker)
+            self._bury(worker)
+        for number, worker in list(self._workers.items()):
+            if worker.is_alive:
+                continue
+            self._bury(self._workers.pop(number))
+            if worker.exit_code == CANNOT_START and not self._has_served:
+                return CANNOT_START
+            logger.error("worker %d ended with %s, starting another", worker.pid, worker.exit_code)
+            self._plan.counters.row(0).add("worker_restarts")
+            self._due[number] = time.monotonic() + (0 if worker.is_ready else _FAILURE_PAUSE_SECONDS)
+        for number, due in list(self._due.items()):
+            if due <= time.monotonic():
+                self._start(number)
+        return None
+
+    def _bury(self, worker: Worker) -> None:
+        worker.process.join()
+        worker.told.close()
+        worker.plan.counters.row(worker.row).leave_to(self._plan.counters.row(0))
+
+    def _begin_renewal(self) -> None:
+        try:
+            self._next_plan, self._left_over = self._renew(self._plan)
+        except KongRealIPError as error:
+            for line in str(error).splitlines():
+                logger.error("SIGHUP: %s", line)
+            logger.error("SIGHUP: the old configuration stays in force")
+            return
+        logger.info("SIGHUP: replacing the workers")
+        self._next_numbers = list(range(self._next_plan.workers))
+        self._start_next(self._next_plan)
+
+    def _start_next(self, plan: Plan) -> None:
+        self._incoming = Worker(plan, self._next_numbers.pop(0), self._free_row(plan))
+
+    def _renewal_step(self) -> None:
+        """Let a worker go when its successor serves, and send for the next."""
+        plan, incoming = self._next_plan, self._incoming
+        if plan is None or incoming is None:
+            return
+        if not incoming.is_alive:
+            self._give_renewal_up(plan, incoming)
+        elif incoming.is_ready:
+            if not self._next_numbers:
+                # In the parent first: the last to close a socket must have emptied its queue.
+                self._left_over.unlink()
+                self._left_over.close()
+            self._let_go(incoming.number)
+            self._workers[incoming.number] = incoming
+            self._incoming = None
+            if self._next_numbers:
+                self._start_next(plan)
+            else:
+                self._finish_renewal(plan)
+
+    def _let_go(self, number: int) -> None:
+        self._due.pop(number, None)
+        worker = self._workers.pop(number, None)
+        if worker is not None:
+            worker.end()
+            self._leaving.append(worker)
+
+    def _finish_renewal(self, plan: Plan) -> None:
+        for number in [number for number in self._workers if number >= plan.workers]:
+            self._let_go(number)
+        if plan.counters is not self._plan.counters:
+            self._plan.counters.row(0).leave_to(plan.counters.row(0))
+        self._plan, self._next_plan = plan, None
+        logger.info("SIGHUP: the new configuration is in force")
+
+    def _give_renewal_up(self, plan: Plan, incoming: Worker) -> None:
+        """The first worker that fails ends it, so at most those before it are new."""
+        self._bury(incoming)
+        self._incoming = self._next_plan = None
+        plan.sockets.close_but(self._plan.sockets)
+        logger.error("SIGHUP: a worker could not start; the old configuration stays in force")
+
+    def _end(self) -> None:
+        """Leave the sockets to the workers, who empty the queues before they close them."""
+        self._plan.sockets.unlink()
+        for plan in (self._plan, self._next_plan):
+            if plan is not None:
+                plan.sockets.close()
+        self._left_over.close()
+        workers = self._everybody()
+        for worker in workers:
+            worker.end()
+        self._signals.clear()
+        while alive := [worker for worker in workers if worker.is_alive]:
+            connection.wait([worker.process.sentinel for worker in alive], _LOOK_SECONDS / 5)
+            if signal.SIGINT in self._signals:
+                for worker in alive:
+                    worker.process.kill()
+        for worker in workers:
+            self._bury(worker)
