@@ -252,6 +252,25 @@ def test_lines_are_limited_and_counted(
 
 
 @pytest.mark.parametrize("loop", LOOPS)
+def test_a_slow_head_is_not_waited_for(loop: str) -> None:
+    lab = Lab(preamble_timeout=1)
+    port = lab.add(SETTINGS)
+    with lab.running(loop), socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.settimeout(10)
+        sock.sendall(REQUEST[:20])
+        assert sock.recv(10) == b""
+        with socket.create_connection(("127.0.0.1", port)) as kept:
+            kept.settimeout(10)
+            kept.sendall(REQUEST.replace(b"Connection: close\r\n", b""))
+            answer = b""
+            while not answer.endswith(b"]]}"):
+                answer += kept.recv(4096)
+            # The first byte of another request stops uvicorn's own timer.
+            kept.sendall(b"G")
+            assert kept.recv(10) == b""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_the_end_closes_half_read_preambles_at_once(loop: str) -> None:
     lab = Lab(preamble_timeout=60)
     port = lab.add(SETTINGS, flags=("proxy_protocol",))

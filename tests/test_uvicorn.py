@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from kongrealip.cli import whoami
@@ -45,6 +45,23 @@ def test_connection_made_sets_what_we_set() -> None:
     assert assigned == ["self.transport", "self.flow", "self.server", "self.client", "self.scheme"]
     assert "self.connections.add(self)" in source
     assert parameters(FlowControl) == ["transport"]
+
+
+def test_the_default_headers_end_up_in_each_answer() -> None:
+    """So a server that ends can have each answer close its connection."""
+    source = inspect.getsource(HttpToolsProtocol.on_headers_complete)
+    assert "default_headers=self.server_state.default_headers" in source
+    assert "headers = self.default_headers + list(" in inspect.getsource(RequestResponseCycle.send)
+
+
+def test_a_request_in_flight_is_told_to_close_behind_itself() -> None:
+    assert "self.cycle.keep_alive = False" in inspect.getsource(HttpToolsProtocol.shutdown)
+    assert "self.response_complete" in inspect.getsource(RequestResponseCycle.__init__)
+
+
+def test_how_signals_come_in() -> None:
+    assert "signal.signal(sig, self.handle_exit)" in inspect.getsource(uvicorn.Server.capture_signals)
+    assert parameters(uvicorn.Server.handle_exit) == ["self", "sig", "frame"]
 
 
 def test_the_lifespan_state() -> None:

@@ -52,10 +52,10 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
     inherited = sockets.inherited(environ)
     if workers is None:
         return _serve_alone(options, settings, environ_of_app, inherited)
-    defer = settings.client_header_timeout
+    contexts = _contexts(settings)
     listens = (*settings.proxy_listen, *settings.status_listen)
-    opened = sockets.open_all(listens, workers, defer, inherited)
-    plan = _plan(options, settings, environ_of_app, opened, workers, None)
+    opened = sockets.open_all(listens, workers, settings.client_header_timeout, inherited)
+    plan = _plan(options, settings, environ_of_app, contexts, opened, workers, None)
     return Supervisor(plan, partial(_renew, options, environ)).run()
 
 
@@ -112,14 +112,14 @@ def _serve_alone(
     os.environ.update(environ)
     application = _application(options)
     contexts = _contexts(settings)
-    listens = (*settings.proxy_listen, *settings.status_listen)
-    opened = sockets.open_all(listens, 0, settings.client_header_timeout, inherited)
     counters = Counters(keys_of(settings), 1)
     layers = _layers(application, settings, counters, 0)
-    try:
-        Server(layers, settings, opened.of_worker(0), contexts, loop=options.loop, counters=counters).run()
-    finally:
-        opened.unlink()
+    listens = (*settings.proxy_listen, *settings.status_listen)
+    opened = sockets.open_all(listens, 0, settings.client_header_timeout, inherited)
+    Server(
+        layers, settings, opened.of_worker(0), contexts,
+        loop=options.loop, counters=counters, on_ending=opened.turn_newcomers_away,
+    ).run()  # fmt: skip
     return 0
 
 
@@ -131,12 +131,12 @@ def _plan(
     options: Options,
     settings: Settings,
     environ: Mapping[str, str],
+    contexts: Mapping[bool, ssl.SSLContext],
     opened: Sockets,
     workers: int,
     counters: Counters | None,
 ) -> Plan:
-    """What workers do. Raises StartError where a certificate cannot be read."""
-    contexts = _contexts(settings)
+    """What workers do."""
     keys = keys_of(settings)
     # Kept over a renewal where it can be: what is scraped should not begin anew.
     if counters is None or set(counters.keys) != set(keys) or counters.rows <= workers + ROWS_TO_SPARE:
@@ -163,10 +163,10 @@ def _renew(options: Options, environ: Mapping[str, str], present: Plan) -> tuple
     """The plan for the configuration as it is now. Raises KongRealIPError where that is wrong."""
     settings, environ_of_app = _read(options, environ)
     workers = _workers(options, settings) or present.workers
-    _contexts(settings)
+    contexts = _contexts(settings)
     listens = (*settings.proxy_listen, *settings.status_listen)
     opened, left_over = present.sockets.renewed(listens, workers, settings.client_header_timeout)
-    plan = _plan(options, settings, environ_of_app, opened, workers, present.counters)
+    plan = _plan(options, settings, environ_of_app, contexts, opened, workers, present.counters)
     _announce(settings)
     return plan, left_over
 
@@ -174,6 +174,9 @@ def _renew(options: Options, environ: Mapping[str, str], present: Plan) -> tuple
 def _contexts(settings: Settings) -> dict[bool, ssl.SSLContext]:
     """TLS for listeners with and without http2, where there are such."""
     wanted = {listen.http2 for listen in (*settings.proxy_listen, *settings.status_listen) if listen.ssl}
+    if wanted and not settings.ssl_cert:
+        certificate, key = tls.self_signed()
+        settings = settings._replace(ssl_cert=(certificate,), ssl_cert_key=(key,))
     return {http2: tls.context(settings, http2) for http2 in wanted}
 
 

@@ -74,7 +74,8 @@ class Server(uvicorn.Server):
 
     ``contexts`` maps the flag ``http2`` to the TLS context for listeners with and without it.
     ``row`` is this process's in ``counters``. With ``parent`` it is a worker: it leaves the
-    terminal's interrupt to its parent, and ends when that is gone.
+    terminal's interrupt to its parent, and ends when that is gone. ``on_ready`` is called when it
+    serves, ``on_ending`` before it accepts for the last time.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Server(uvicorn.Server):
         row: int = 0,
         parent: int | None = None,
         on_ready: Callable[[], None] = lambda: None,
+        on_ending: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(_config(app, loop, callback_notify=self._look_round, timeout_notify=1))
         self._settings = settings
@@ -98,6 +100,7 @@ class Server(uvicorn.Server):
         self._row = self._counters.row(row)
         self._parent = parent
         self._on_ready = on_ready
+        self._on_ending = on_ending
         self._listeners: list[Listener] = []
         self._doors: dict[str, Door] = {}
 
@@ -119,6 +122,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve what has connected already, and then what is being answered, and end."""
+        self._on_ending()
         for listener in self._listeners:
             listener.stop()
         state = self.server_state
@@ -164,6 +168,10 @@ class Server(uvicorn.Server):
         if self._parent is not None and os.getppid() != self._parent:
             logger.error("the parent process is gone, so this worker ends")
             self.should_exit = True
+        now = self._loop.time()
+        for protocol in self.server_state.connections:
+            if isinstance(protocol, HTTP1Protocol):
+                protocol.close_if_slow(now, self._settings.client_header_timeout)
         if self._settings.status_listen:
             self._write_gauges()
 

@@ -17,6 +17,7 @@ class HTTP1Protocol(HttpToolsProtocol):
 
     connection: Connection
     refuse_stray: Callable[[Connection], None]
+    _head_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Do as uvicorn does, but for asking the transport, which costs five system calls."""
@@ -28,6 +29,19 @@ class HTTP1Protocol(HttpToolsProtocol):
         # peer which it remembers from another server of the same application.
         self.client = None
         self.scheme = "https" if self.connection.tls else "http"
+
+    def close_if_slow(self, now: float, timeout: float) -> None:
+        """Close what takes too long for the head of a request, for which uvicorn has no limit.
+
+        Called now and then: a timer for each connection would cost more than it is worth.
+        """
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if is_answering or self.timeout_keep_alive_task is not None:
+            self._head_since = None
+        elif self._head_since is None:
+            self._head_since = now
+        elif now - self._head_since > timeout:
+            self.transport.close()
 
     def make_answer_the_last(self) -> None:
         """Close behind the answer that is being given. One that is idle stays open for now."""

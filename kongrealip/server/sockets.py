@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -16,19 +18,25 @@ from kongrealip.errors import StartError
 _BACKLOG = 2048
 # sd_listen_fds(3): the first descriptor that systemd hands over.
 _FIRST_INHERITED = 3
+# <asm/socket.h>, which Python does not show.
+_SO_ATTACH_FILTER = 26
+_INSTRUCTION = struct.Struct("HBBI")
+# Classic BPF, <linux/filter.h>: load the byte of TCP's flags, drop where SYN is among them.
+_DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
 
 class Opened(NamedTuple):
     """A listening socket and its entry.
 
     ``worker`` is None where all workers share it; ``path`` is that of a Unix socket which was
-    made here, and is to be removed at the end.
+    made here, and is to be removed at the end; an ``inherited`` one lives on without this server.
     """
 
     sock: socket.socket
     listen: Listen
     worker: int | None = None
     path: str | None = None
+    inherited: bool = False
 
 
 class Sockets:
@@ -62,12 +70,16 @@ class Sockets:
             if id(one.sock) not in kept:
                 one.sock.close()
 
-    def unlink(self) -> None:
-        """Remove the paths of Unix sockets, before the end."""
-        for one in self.opened:
+    def turn_newcomers_away(self) -> None:
+        """Begin the end: from now on nobody connects, and the queues can be emptied for good."""
+        for number, one in enumerate(self.opened):
             if one.path is not None:
+                # Once and not again: by then the path may be another server's.
+                self.opened[number] = one._replace(path=None)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(one.path)
+            elif not one.inherited and one.sock.family != socket.AF_UNIX:
+                _drop_syn(one.sock)
 
     def renewed(self, listens: Iterable[Listen], workers: int, defer: float) -> tuple[Sockets, Sockets]:
         """The sockets for other settings, and those of the present ones that they leave over.
@@ -109,7 +121,7 @@ def open_all(
             addresses = _addresses(listen) if remaining else []
             found = [remaining.pop(address) for _, address in addresses if address in remaining]
             if found:
-                sockets.opened += [Opened(sock, listen) for sock in found]
+                sockets.opened += [Opened(sock, listen, inherited=True) for sock in found]
             elif not any(one.listen == listen and one.worker is None for one in sockets.opened):
                 sockets.opened += _open(listen, worker, defer)
         if remaining:
@@ -250,6 +262,19 @@ def _configure(sock: socket.socket, listen: Listen, defer: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
     _set_keepalive(sock, listen.keepalive)
     sock.listen(min(_BACKLOG if listen.backlog is None else listen.backlog, 0x7FFFFFFF))
+
+
+def _drop_syn(sock: socket.socket) -> None:
+    """Let the kernel drop every SYN that arrives at a listening socket.
+
+    Whoever connects between the last accept and the close would be reset, though established.
+    A client whose SYN is dropped sends it again a second later and meets a closed port, or the
+    next server.
+    """
+    program = b"".join(_INSTRUCTION.pack(*instruction) for instruction in _DROP_SYN)
+    memory = ctypes.create_string_buffer(program)
+    filter_of_four = struct.pack("HL", len(_DROP_SYN), ctypes.addressof(memory))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_of_four)
 
 
 def _set_keepalive(sock: socket.socket, keepalive: Keepalive | bool | None) -> None:

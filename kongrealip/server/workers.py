@@ -229,7 +229,7 @@ class Supervisor:
         elif incoming.is_ready:
             if not self._next_numbers:
                 # In the parent first: the last to close a socket must have emptied its queue.
-                self._left_over.unlink()
+                self._left_over.turn_newcomers_away()
                 self._left_over.close()
             self._let_go(incoming.number)
             self._workers[incoming.number] = incoming
@@ -263,11 +263,10 @@ class Supervisor:
 
     def _end(self) -> None:
         """Leave the sockets to the workers, who empty the queues before they close them."""
-        self._plan.sockets.unlink()
-        for plan in (self._plan, self._next_plan):
-            if plan is not None:
-                plan.sockets.close()
-        self._left_over.close()
+        plans = [self._plan] if self._next_plan is None else [self._plan, self._next_plan]
+        for sockets in [self._left_over, *(plan.sockets for plan in plans)]:
+            sockets.turn_newcomers_away()
+            sockets.close()
         workers = self._everybody()
         for worker in workers:
             worker.end()
