@@ -646,6 +646,7 @@ def test_slow_download_is_no_idle_connection(holding: Holding) -> None:
 
 
 def test_client_says_goodbye_and_waits_for_its_answer(holding: Holding) -> None:
+    holding.lab._server.config.timeout_keep_alive = 60
     with http2(holding.clear, V2) as client:
         client.takes_data = False
         stream = client.ask("/large")

@@ -195,7 +195,12 @@ class Server(uvicorn.Server):
 
     def _shake_hands(self, arrival: Arrival) -> None:
         arrival.handshake = self._loop.create_task(self._open_tls(arrival))
-        arrival.handshake.add_done_callback(lambda _: self._reception.leave(arrival))
+        arrival.handshake.add_done_callback(partial(self._end_handshake, arrival))
+
+    def _end_handshake(self, arrival: Arrival, task: asyncio.Task[None]) -> None:
+        self._reception.leave(arrival)
+        # The connection lives on, and need not keep the task.
+        arrival.handshake = None
 
     async def _open_tls(self, arrival: Arrival) -> None:
         factory = partial(self._make_protocol, arrival)

@@ -22,6 +22,8 @@ from kongrealip.server.reception import Arrival, Reception
 logger = logging.getLogger("kongrealip.server")
 
 _PAUSE_SECONDS = 0.5
+# How many to accept at once where no cap counts any more.
+_TO_THE_END = 64
 # How often to look whether a peer that need not send a preamble has begun one.
 _LOOK_AGAIN_SECONDS = 0.05
 # Linux reports what befell a connection in the queue as accept's own error. See accept(2).
@@ -79,18 +81,22 @@ class Listener:
         if self._paused is not None:
             self._paused.cancel()
         self._loop.remove_reader(self._sock)
-        while self._accept():
+        while self._accept_some(_TO_THE_END):
             pass
         if self._paused is not None:
             self._paused.cancel()
         self._sock.close()
 
-    def _accept(self) -> bool:
-        """Accept what may be accepted now, and say whether that was anything."""
-        accepted: list[Arrival] = []
+    def _accept(self) -> None:
         room = self._reception.room()
-        if room <= 0:
+        if room > 0:
+            self._accept_some(room)
+        else:
             self._pause("worker_connections are not enough")
+
+    def _accept_some(self, room: int) -> bool:
+        """Accept no more than ``room``, and say whether there was anything."""
+        accepted: list[Arrival] = []
         try:
             while len(accepted) < room and (arrival := self._accept_one()):
                 accepted.append(arrival)
