@@ -44,8 +44,6 @@ logger = logging.getLogger("kongrealip.server")
 # ago, and of those that hold a connection open and have not seen it close.
 _GRACE_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
-# The reception's deadline comes first; this one only must not.
-_NEVER_SECONDS = 86400.0
 
 
 def import_app(target: str, app_dir: str) -> Any:
@@ -131,7 +129,7 @@ class Server(uvicorn.Server):
             if isinstance(protocol, HTTP1Protocol):
                 protocol.make_answer_the_last()
         await self._wait_for_requests()
-        self._reception.close_all()
+        self._reception.close()
         await super().shutdown(sockets=[])
 
     async def _wait_for_requests(self) -> None:
@@ -194,21 +192,26 @@ class Server(uvicorn.Server):
         return made
 
     def _shake_hands(self, arrival: Arrival) -> None:
+        self._reception.handshakes[arrival] = None
         arrival.handshake = self._loop.create_task(self._open_tls(arrival))
         arrival.handshake.add_done_callback(partial(self._end_handshake, arrival))
 
     def _end_handshake(self, arrival: Arrival, task: asyncio.Task[None]) -> None:
-        self._reception.leave(arrival)
+        self._reception.handshakes.pop(arrival, None)
         # The connection lives on, and need not keep the task.
         arrival.handshake = None
 
     async def _open_tls(self, arrival: Arrival) -> None:
         factory = partial(self._make_protocol, arrival)
         context = self._doors[arrival.listener].context
+        timeout = max(_LOOK_SECONDS, arrival.deadline - self._loop.time())
         try:
             await self._loop.connect_accepted_socket(
-                factory, arrival.sock, ssl=context, ssl_handshake_timeout=_NEVER_SECONDS
+                factory, arrival.sock, ssl=context, ssl_handshake_timeout=timeout
             )
+        except ConnectionAbortedError:
+            text = "no whole TLS handshake before the deadline"
+            self._reception.refuse_handshake(arrival, text, "timeout")
         except ConnectionResetError:
             # Hung up in the handshake, as health checks and port scanners do. Nothing to tell.
             pass

@@ -1,51 +1,58 @@
-"""What the listeners of one process share: the rules at the door, and the half-open connections."""
+"""What the listeners of one process share: the rules at the door, and who is half-open."""
 
 from __future__ import annotations
 
 import asyncio
 import resource
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from kongrealip.address import Address
 from kongrealip.config import Settings
+from kongrealip.preamble import Preamble
 from kongrealip.realip import Connection, TrustedNetworks
 from kongrealip.realip.resolve import judge_peer
 from kongrealip.server.counters import Row
 from kongrealip.server.refusals import RefusalLog
 
+if TYPE_CHECKING:
+    from kongrealip.server.listener import Listener
+
 # Enough to take a burst off the queue, few enough to let the connections at hand have a turn.
 _ACCEPTS_A_WAKE_UP = 64
 # Kong's bound for ``auto``.
 _AUTO_CONNECTIONS = 16384
-_UNDONE = {"preamble": "no whole preamble", "handshake": "no whole TLS handshake"}
 
 
 class Arrival(Connection):
-    """An accepted connection on its way to a protocol.
+    """An accepted connection whose socket stands at its first byte of HTTP or TLS.
 
-    ``stage`` is one of the first two of ``counters.STATES``. ``held`` is what has been taken of
-    an unfinished preamble, ``handshake`` the task that does TLS.
+    ``handshake`` is the task that does TLS, ``deadline`` when it has to be done.
     """
 
-    __slots__ = ("handshake", "held", "sock", "stage")
+    __slots__ = ("deadline", "handshake", "sock")
 
     def __init__(
-        self, sock: socket.socket, peer: Address, local: tuple[str, int | None], tls: bool, listener: str
+        self,
+        sock: socket.socket,
+        peer: Address,
+        local: tuple[str, int | None],
+        preamble: Preamble | None,
+        tls: bool,
+        listener: str,
     ) -> None:
-        super().__init__(peer, local, None, tls, listener)
+        super().__init__(peer, local, preamble, tls, listener)
         self.sock = sock
-        self.held = b""
-        self.stage = "preamble"
+        self.deadline = 0.0
         self.handshake: asyncio.Task[None] | None = None
 
 
 class Reception:
     """The rules, the limits, and who is still on the way in.
 
-    ``hand_over`` and ``shake_hands`` take an arrival whose socket stands at its first byte of
-    HTTP or TLS; ``count_served`` tells how many connections are past that.
+    ``hand_over`` takes an arrival to HTTP, ``shake_hands`` to TLS first; ``count_served`` tells
+    how many connections are past that.
     """
 
     def __init__(
@@ -58,20 +65,25 @@ class Reception:
     ) -> None:
         self.limit = settings.preamble_max_bytes
         self.strict = settings.proxy_protocol_strict
+        self.timeout = settings.client_header_timeout
         self.row = row
         self.refusals = RefusalLog()
         self.hand_over = hand_over
         self.shake_hands = shake_hands
         self.loop = asyncio.get_running_loop()
+        self.listeners: list[Listener] = []
+        #: Those in their TLS handshake, the oldest first.
+        self.handshakes: dict[Arrival, None] = {}
         self._optional = TrustedNetworks(settings.proxy_protocol_optional_from)
         self._has_optional = bool(settings.proxy_protocol_optional_from)
         self._count_served = count_served
-        self._timeout = settings.client_header_timeout
         self._most = settings.nginx_events_worker_connections or _most_connections()
         self._most_half_open = settings.half_open_connections or max(1, self._most // 2)
-        # In the order of arrival, which is that of their deadlines: all have the same time.
-        self._half_open: dict[Arrival, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def half_open(self) -> int:
+        """How many are in their preamble or their TLS handshake."""
+        return len(self.handshakes) + sum(len(listener.waiting.deadlines) for listener in self.listeners)
 
     def may_omit(self, peer: Address) -> bool:
         """Whether this peer may come to a ``proxy_protocol`` listener without a preamble."""
@@ -79,84 +91,59 @@ class Reception:
 
     def room(self) -> int:
         """How many connections may be accepted now."""
-        room = self._most - len(self._half_open) - self._count_served()
-        if room <= 0 and self._half_open:
+        half_open = self.half_open
+        room = self._most - half_open - self._count_served()
+        if room <= 0 and half_open:
             self._crowd_out()
             room = 1
         return min(room, _ACCEPTS_A_WAKE_UP)
 
-    def enter(self, arrival: Arrival) -> None:
-        """Note a connection that has to wait. One deadline counts for preamble and handshake.
-
-        A byte now and then does not extend it.
-        """
-        if arrival in self._half_open:
-            return
-        if len(self._half_open) >= self._most_half_open:
+    def make_room(self) -> None:
+        """Before another becomes half-open: the oldest goes where there are too many."""
+        if self.half_open >= self._most_half_open:
             self._crowd_out()
-        self._half_open[arrival] = self.loop.time() + self._timeout
-        if self._timer is None:
-            self._timer = self.loop.call_later(self._timeout, self._expire)
-
-    def leave(self, arrival: Arrival) -> None:
-        """Forget a connection that need not wait any more."""
-        if self._half_open.pop(arrival, None) is not None and arrival.handshake is None:
-            self.loop.remove_reader(arrival.sock)
-
-    def close(self, arrival: Arrival) -> None:
-        """End a connection without a byte, and without a line."""
-        self.leave(arrival)
-        if arrival.handshake is None:
-            arrival.sock.close()
-        else:
-            arrival.handshake.cancel()
 
     def tell(self, connection: Connection, text: str) -> None:
         """Write a line about a connection."""
         self.refusals.write(printed(connection.peer), connection.listener, text)
 
-    def refuse(self, arrival: Arrival, text: str, reason: str) -> None:
-        """End a connection without a byte; ``reason`` is one of ``counters.REFUSALS``."""
+    def write_gauges(self, names: Sequence[str]) -> None:
+        """Tell the counters how many there are of each kind."""
+        preambles = dict.fromkeys(names, 0)
+        handshakes = dict.fromkeys(names, 0)
+        for listener in self.listeners:
+            preambles[listener.name] += len(listener.waiting.deadlines)
+        for arrival in self.handshakes:
+            handshakes[arrival.listener] += 1
+        for name in names:
+            self.row.set("connections", name, "preamble", value=preambles[name])
+            self.row.set("connections", name, "handshake", value=handshakes[name])
+
+    def refuse_handshake(self, arrival: Arrival, text: str, reason: str) -> None:
+        """Say and count that a handshake came to nothing."""
         self.tell(arrival, text)
         self.row.add("refused", reason)
-        self.close(arrival)
 
-    @property
-    def half_open(self) -> list[Arrival]:
-        return list(self._half_open)
-
-    def close_all(self) -> None:
+    def close(self) -> None:
         """At the end: nobody is waited for any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for arrival in self.half_open:
-            self.close(arrival)
-
-    def write_gauges(self, listeners: list[str]) -> None:
-        """Tell the counters how many there are of each kind."""
-        counts: dict[tuple[str, str], int] = {}
-        for arrival in self._half_open:
-            key = (arrival.listener, arrival.stage)
-            counts[key] = counts.get(key, 0) + 1
-        for listener in listeners:
-            for stage in _UNDONE:
-                self.row.set("connections", listener, stage, value=counts.get((listener, stage), 0))
+        for listener in self.listeners:
+            listener.close_waiting()
+        for arrival in self.handshakes:
+            if arrival.handshake is not None:
+                arrival.handshake.cancel()
 
     def _crowd_out(self) -> None:
         """The oldest goes first, as nginx drains its connections: an attacker's are the ones that last."""
-        oldest = next(iter(self._half_open))
-        text = f"{_UNDONE[oldest.stage]}, and too many connections are waiting"
-        self.refuse(oldest, text, "crowded_out")
-
-    def _expire(self) -> None:
-        """Refuse those whose time is over. One timer serves all of them, because one is enough."""
-        self._timer = None
-        now = self.loop.time()
-        for arrival, deadline in list(self._half_open.items()):
-            if deadline > now:
-                self._timer = self.loop.call_at(deadline, self._expire)
-                break
-            self.refuse(arrival, f"{_UNDONE[arrival.stage]} before the deadline", "timeout")
+        firsts = [(next(iter(one.waiting.deadlines.values()), float("inf")), one) for one in self.listeners]
+        deadline, listener = min(firsts, key=lambda first: first[0])
+        oldest = next(iter(self.handshakes), None)
+        if oldest is not None and oldest.deadline <= deadline:
+            del self.handshakes[oldest]
+            self.refuse_handshake(oldest, "too many connections are in their handshake", "crowded_out")
+            if oldest.handshake is not None:
+                oldest.handshake.cancel()
+        else:
+            listener.crowd_out(next(iter(listener.waiting.deadlines)))
 
 
 def printed(peer: Address) -> str:
@@ -165,7 +152,7 @@ def printed(peer: Address) -> str:
     return ip if port is None else f"{ip}:{port}"
 
 
-def _most_connections() -> Any:
+def _most_connections() -> int:
     """What the descriptors of this process allow, and no more than Kong would take."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _AUTO_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft, _AUTO_CONNECTIONS)
