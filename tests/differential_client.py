@@ -15,7 +15,7 @@ from tests.differential_peers import Target, View
 from tests.lab import client_tls
 
 # When nothing comes for so long, the server waits for more.
-_SILENT_SECONDS = 2.5
+_SILENT_SECONDS = 2.8
 _PATIENCE_SECONDS = 20.0
 _BETWEEN_SEGMENTS = 0.004
 # Linux: choose the port at connect(), when it need be unique for this target only.

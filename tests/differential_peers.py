@@ -20,7 +20,7 @@ from kongrealip.realip import CONNECTION_KEY
 from kongrealip.realip.networks import UNIX
 from kongrealip.server import tls
 from kongrealip.server.asgi import Server
-from kongrealip.server.listener import bind, bind_unix
+from kongrealip.server.sockets import Opened, bind, bind_unix
 from tests.differential_cases import Config
 from tests.nginx import binary, certificate
 from tests.running import free_port, running, wait_until
@@ -28,8 +28,9 @@ from tests.running import free_port, running, wait_until
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-# Our server closes at the deadline what nginx closes at once.
-_PREAMBLE_SECONDS = 1.0
+# Our server closes at the deadline what nginx closes at once. A request head has the same time and
+# up to two seconds more, and is to be waited for like in nginx: see _SILENT_SECONDS.
+_PREAMBLE_SECONDS = 2.1
 
 #: One request as it was seen: nginx's variables, without those that do not exist.
 View = dict[str, Any]
@@ -150,14 +151,15 @@ def ours(configs: Sequence[Config]) -> Iterator[list[Target]]:
             raise NotImplementedError  # which tells the server that there is none
         await apps[scope["server"]](scope, receive, send)
 
-    limits = Settings(client_header_timeout=_PREAMBLE_SECONDS)
     with tempfile.TemporaryDirectory(prefix="kongrealip-") as folder:
         sockets = [_open(config, f"{folder}/{position}.sock") for position, config in enumerate(configs)]
-        targets = [_target(sock) for sock, _ in sockets]
+        targets = [_target(one.sock) for one in sockets]
+        listens = tuple(one.listen for one in sockets)
+        limits = Settings(client_header_timeout=_PREAMBLE_SECONDS, proxy_listen=listens)
         for config, target in zip(configs, targets, strict=True):
             app = RealIPMiddleware(show, settings(config))
             apps[_local_end(config, target)] = _behind_plain_uvicorn(app) if config.plain_uvicorn else app
-        server = Server(dispatch, limits, sockets, tls.context(limits), access_log=False)
+        server = Server(dispatch, limits, sockets, {False: tls.context(limits)})
         thread = threading.Thread(target=server.run, name="ours")
         thread.start()
         try:
@@ -178,11 +180,12 @@ def _behind_plain_uvicorn(app: ASGIApp) -> ASGIApp:
     return forgetful
 
 
-def _open(config: Config, path: str) -> tuple[socket.socket, Listen]:
+def _open(config: Config, path: str) -> Opened:
     if config.host == UNIX:
-        return bind_unix(path), Listen(f"{UNIX}{path}", 0, config.flags)
+        return Opened(bind_unix(path), Listen(f"{UNIX}{path}", 0, config.flags))
     listen = Listen(config.host, 0, config.flags)
-    return bind(listen)[0], listen
+    sock = bind(listen)[0]
+    return Opened(sock, listen._replace(port=sock.getsockname()[1]))
 
 
 def _target(sock: socket.socket) -> Target:
