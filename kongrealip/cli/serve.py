@@ -116,10 +116,15 @@ def _serve_alone(
     layers = _layers(application, settings, counters, 0)
     listens = (*settings.proxy_listen, *settings.status_listen)
     opened = sockets.open_all(listens, 0, settings.client_header_timeout, inherited)
-    Server(
+    server = Server(
         layers, settings, opened.of_worker(0), contexts,
         loop=options.loop, counters=counters, on_ending=opened.turn_newcomers_away,
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    try:
+        server.run()
+    finally:
+        # Where it never came to serve.
+        opened.turn_newcomers_away()
     return 0
 
 

@@ -109,7 +109,8 @@ def parse_environment(text: str) -> dict[str, str]:
             continue
         name, equals, value = line.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", strip(name)):
-            raise ValueError(f"line {number} {line!r}: write NAME=value")
+            # Without the line itself, which may hold a secret.
+            raise ValueError(f"line {number}: write NAME=value")
         value = strip(value)
         quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
         values[strip(name)] = value[1:-1] if quoted else value

@@ -2,15 +2,15 @@
 
 Imported only where a listener has the flag ``http2``, because it needs the package zttp. uvicorn
 calls its HTTP/2 experimental, so both versions are pinned. What is done here beyond choosing makes
-up for what this pair of versions lacks; each of it has a test, so that the next pair can be tried
-without it.
+up for what this pair of versions lacks; each of it has a test that fails without it, so that it can
+go when the next pair does not need it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import zttp
 from uvicorn.protocols.http.auto_zttp_impl import AutoZttpProtocol
@@ -20,11 +20,14 @@ from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
 from kongrealip.realip import Connection
 from kongrealip.server.protocols import HTTP1Protocol
 
+# How long a client may be quiet after GOAWAY, and how long it may go on, before it is closed.
+_QUIET_SECONDS = 2.0
+_LINGER_SECONDS = 30.0
+# Head, body and end are three, so that a short answer is gathered whole.
+_GATHERED_WRITES = 4
 # SETTINGS_ENABLE_CONNECT_PROTOCOL, on and off.
 _WEBSOCKET = zttp.H2Settings.ENABLE_CONNECT_PROTOCOL.to_bytes(2) + (1).to_bytes(4)
 _NO_WEBSOCKET = zttp.H2Settings.ENABLE_CONNECT_PROTOCOL.to_bytes(2) + (0).to_bytes(4)
-# How long a client has to close after GOAWAY.
-_LINGER_SECONDS = 2.0
 
 
 class AutoProtocol(AutoZttpProtocol):
@@ -68,6 +71,7 @@ class HTTP2Protocol(ZttpH2Protocol):
         #: Set for a moment when streams may be able to go on that had to wait.
         self.credit = asyncio.Event()
         self.is_over = False
+        self._will_flush = False
         self.conn.initiate_connection()
         # zttp offers WebSocket over HTTP/2, which uvicorn does not have: browsers would take the
         # offer, instead of opening a connection for HTTP/1.1.
@@ -83,6 +87,7 @@ class HTTP2Protocol(ZttpH2Protocol):
     def data_received(self, data: bytes) -> None:
         if self.is_over:
             # Credit, or a stream behind the last one that GOAWAY names, to be asked elsewhere.
+            self._linger()
             return
         super().data_received(data)
         self._give_credit()
@@ -95,13 +100,13 @@ class HTTP2Protocol(ZttpH2Protocol):
             self.conn.stream(event.stream_id).reset(zttp.H2ErrorCode.PROTOCOL_ERROR)
             return
         super().handle_request(event)
-        cycle = self.cycles[event.stream_id]
-        cycle.flow = cast("FlowControl", _StreamFlow(self, cycle.stream))
+        cycle: Any = self.cycles[event.stream_id]
+        cycle.flow = cycle.conn = _Outlet(self, cycle.stream)
         if event.end_stream:
             # No EndOfMessage will come, and uvicorn waits for one.
             cycle.more_body = False
             cycle.message_event.set()
-        _join_cookies(cast("list[tuple[bytes, bytes]]", cycle.scope["headers"]))
+        _join_cookies(cycle.scope["headers"])
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -111,37 +116,54 @@ class HTTP2Protocol(ZttpH2Protocol):
         self.credit.set()
         self.credit.clear()
 
-    def _close_connection(self) -> None:
-        """Say GOAWAY and close, unless the client has still to take a part of an answer.
+    def flush_soon(self) -> None:
+        """Flush when the tasks have had their turn that are ready now."""
+        if not self._will_flush:
+            self._will_flush = True
+            self.loop.call_soon(self._flush_gathered)
 
-        Closing a socket while the client sends credit for the last answer would reset the
-        connection, and the client would lose what it has not read yet. The closing of TLS waits
-        for the client by itself.
-        """
+    def _flush_gathered(self) -> None:
+        self._will_flush = False
+        if not self.transport.is_closing():
+            self.flush()
+
+    def _close_connection(self) -> None:
+        """Say GOAWAY, unless the client has still to take a part of an answer, and close later."""
         if self.is_over or self.conn.has_pending_send() or self.transport.is_closing():
             return
         self.is_over = True
+        self._last_moment = self.loop.time() + _LINGER_SECONDS
         self.conn.close()
         self.flush()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
-        else:
-            self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Leave it to the client to close, which it does when it has read everything.
+
+        A socket that is closed while credit for the last answer is on its way resets the
+        connection, and the client loses what it has not read yet.
+        """
+        self._unset_keepalive_if_required()
+        moment = min(self.loop.time() + _QUIET_SECONDS, self._last_moment)
+        self.timeout_keep_alive_task = self.loop.call_at(moment, self.transport.close)
 
 
-class _StreamFlow:
-    """What a stream asks before it sends, in the place of the connection's FlowControl.
+class _Outlet:
+    """What a stream asks before it sends, and what its frames pass.
 
-    Makes the application wait while the client does not take what was sent before. Otherwise
-    zttp keeps all of it, and whoever reads slowly decides how much memory that is.
+    It stands in for two things. As FlowControl it makes the application wait while the client
+    does not take what was sent before. Otherwise zttp keeps all of it, and whoever reads slowly
+    decides how much memory that is. As H2Connection it gathers what short answers send, so that
+    those of one turn of the loop leave in one piece: three writes for each cost more than all the
+    rest of a request.
     """
 
-    __slots__ = ("_connection", "_stream")
+    __slots__ = ("_connection", "_stream", "_writes")
 
     def __init__(self, connection: HTTP2Protocol, stream: zttp.Stream) -> None:
         self._connection = connection
         self._stream = stream
+        self._writes = 0
 
     @property
     def write_paused(self) -> bool:
@@ -150,6 +172,14 @@ class _StreamFlow:
     async def drain(self) -> None:
         while self.write_paused:
             await self._connection.credit.wait()
+
+    def data_to_send(self) -> bytes:
+        """What is to be written at once."""
+        self._writes += 1
+        if self._writes > _GATHERED_WRITES:
+            return self._connection.conn.data_to_send()
+        self._connection.flush_soon()
+        return b""
 
 
 def _join_cookies(headers: list[tuple[bytes, bytes]]) -> None:

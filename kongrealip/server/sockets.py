@@ -53,19 +53,13 @@ class Sockets:
         """What one worker accepts from."""
         return [one for one in self.opened if one.worker in (None, number)]
 
-    def keep_only(self, number: int) -> None:
-        """Close, in a worker, what belongs to others: a queue that nobody empties must not live on."""
-        for one in self.opened:
-            if one.worker not in (None, number):
-                one.sock.close()
-
     def close(self) -> None:
         for one in self.opened:
             one.sock.close()
 
-    def close_but(self, others: Sockets) -> None:
-        """Close what is not one of ``others`` as well."""
-        kept = {id(one.sock) for one in others.opened}
+    def close_but(self, kept_open: Iterable[Opened]) -> None:
+        """Close what is not to be kept open."""
+        kept = {id(one.sock) for one in kept_open}
         for one in self.opened:
             if id(one.sock) not in kept:
                 one.sock.close()
@@ -78,7 +72,7 @@ class Sockets:
                 self.opened[number] = one._replace(path=None)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(one.path)
-            elif not one.inherited and one.sock.family != socket.AF_UNIX:
+            elif not one.inherited and one.sock.family != socket.AF_UNIX and one.sock.fileno() >= 0:
                 _drop_syn(one.sock)
 
     def renewed(self, listens: Iterable[Listen], workers: int, defer: float) -> tuple[Sockets, Sockets]:
@@ -87,23 +81,42 @@ class Sockets:
         What stays is not opened anew, so its queue survives. Raises StartError where something
         new cannot be opened; then nothing has changed.
         """
-        kept: dict[tuple[str, int | None], list[Opened]] = {}
+        present: dict[tuple[str, int | None], list[Opened]] = {}
         for one in self.opened:
-            kept.setdefault((one.listen.address, one.worker), []).append(one)
-        opened: list[Opened] = []
-        fresh = Sockets()
+            present.setdefault((one.listen.address, one.worker), []).append(one)
+        kept, fresh = Sockets(), Sockets()
         try:
-            for listen, worker in _wanted(listens, workers):
-                present = kept.pop((listen.address, worker), None)
-                if present is None:
+            for listen, worker in _wanted(listens, workers, self._handed_over):
+                found = present.pop((listen.address, worker), None)
+                if found is None:
+                    self._check_kind(listen, worker)
                     fresh.opened += _open(listen, worker, defer)
                 else:
-                    opened += [_changed(one, listen, defer) for one in present]
+                    kept.opened += [_changed(one, listen, defer) for one in found]
         except StartError:
             fresh.close()
+            self._restore(defer)
             raise
-        left_over = Sockets(one for group in kept.values() for one in group)
-        return Sockets([*opened, *fresh.opened]), left_over
+        left_over = Sockets(one for group in present.values() for one in group)
+        return Sockets([*kept.opened, *fresh.opened]), left_over
+
+    @property
+    def _handed_over(self) -> set[str]:
+        return {one.listen.address for one in self.opened if one.inherited}
+
+    def _check_kind(self, listen: Listen, worker: int | None) -> None:
+        for one in self.opened:
+            if one.listen.address == listen.address and (one.worker is None) != (worker is None):
+                raise StartError(
+                    f"cannot listen on {listen}: reuseport cannot change while the port is open, restart"
+                )
+
+    def _restore(self, defer: float) -> None:
+        """Give every socket its own options again."""
+        for one in self.opened:
+            if not one.listen.is_unix:
+                with contextlib.suppress(OSError):
+                    _configure(one.sock, one.listen, defer)
 
 
 def open_all(
@@ -117,18 +130,24 @@ def open_all(
     sockets = Sockets()
     remaining = {_address_of(sock): sock for sock in inherited}
     try:
-        for listen, worker in _wanted(listens, workers):
-            addresses = _addresses(listen) if remaining else []
-            found = [remaining.pop(address) for _, address in addresses if address in remaining]
-            if found:
-                sockets.opened += [Opened(sock, listen, inherited=True) for sock in found]
-            elif not any(one.listen == listen and one.worker is None for one in sockets.opened):
+        listens = list(listens)
+        for listen in listens if remaining else ():
+            found = [remaining.pop(address) for _, address in _addresses(listen) if address in remaining]
+            sockets.opened += [Opened(sock, listen, inherited=True) for sock in found]
+        for address in remaining:
+            name = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+            raise StartError(
+                "LISTEN_FDS: no entry of KONG_PROXY_LISTEN, KONG_STATUS_LISTEN or --uds is for the"
+                f" inherited socket {name}"
+            )
+        handed_over = sockets._handed_over
+        for listen, worker in _wanted(listens, workers, handed_over):
+            if listen.address not in handed_over:
                 sockets.opened += _open(listen, worker, defer)
-        if remaining:
-            name = ", ".join(map(str, remaining))
-            raise StartError(f"LISTEN_FDS: no entry of KONG_PROXY_LISTEN is for the inherited socket {name}")
     except StartError:
         sockets.close()
+        for sock in remaining.values():
+            sock.close()
         raise
     return sockets
 
@@ -144,17 +163,26 @@ def inherited(environ: Mapping[str, str]) -> list[socket.socket]:
             sock = socket.socket(fileno=descriptor)
         except OSError as error:
             raise StartError(f"LISTEN_FDS: descriptor {descriptor} is no socket: {error.strerror}") from error
+        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise StartError(f"LISTEN_FDS: descriptor {descriptor} is no listening stream socket")
         sock.set_inheritable(False)
         sock.setblocking(False)
         found.append(sock)
     return found
 
 
-def _wanted(listens: Iterable[Listen], workers: int) -> list[tuple[Listen, int | None]]:
+def _wanted(
+    listens: Iterable[Listen], workers: int, handed_over: Iterable[str]
+) -> list[tuple[Listen, int | None]]:
+    """The sockets that there should be: an entry, and a worker's number where it is one's own."""
     return [
         (listen, worker)
         for listen in listens
-        for worker in (range(workers) if listen.reuseport and workers else (None,))
+        for worker in (
+            range(workers)
+            if listen.reuseport and not listen.is_unix and listen.address not in handed_over and workers
+            else (None,)
+        )
     ]
 
 
@@ -174,8 +202,11 @@ def _open(listen: Listen, worker: int | None, defer: float) -> list[Opened]:
 def _changed(one: Opened, listen: Listen, defer: float) -> Opened:
     if ("ipv6only=off" in one.listen.flags) != ("ipv6only=off" in listen.flags):
         raise StartError(f"cannot listen on {listen}: ipv6only cannot change while the port is open, restart")
-    if not listen.is_unix:
-        _configure(one.sock, listen, defer)
+    try:
+        if not listen.is_unix and listen != one.listen:
+            _configure(one.sock, listen, defer)
+    except OSError as error:
+        raise StartError(f"cannot listen on {listen}: {error.strerror or error}") from error
     return one._replace(listen=listen)
 
 
@@ -202,7 +233,10 @@ def _addresses(listen: Listen) -> list[tuple[int, tuple[object, ...] | str]]:
     if listen.is_unix:
         return [(socket.AF_UNIX, listen.host.removeprefix("unix:"))]
     host = "0.0.0.0" if listen.host == "*" else listen.host.strip("[]")  # noqa: S104 - as asked for
-    found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise StartError(f"cannot listen on {listen}: {getattr(error, 'strerror', error)}") from error
     # A name may be listed twice for one address, in /etc/hosts for instance.
     return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
 

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing import connection, get_context
@@ -52,14 +53,15 @@ class Plan(NamedTuple):
 class Worker:
     """A process, from its parent's side."""
 
-    def __init__(self, plan: Plan, number: int, row: int) -> None:
+    def __init__(self, plan: Plan, number: int, row: int, open_sockets: list[Sockets]) -> None:
         self.plan = plan
         self.number = number
         self.row = row
         self.is_ready = False
         self.is_silent = True
         self.told, told = _fork.Pipe(duplex=False)
-        self.process = _fork.Process(target=_live, args=(plan, number, row, told), name=f"worker {number}")
+        arguments = (plan, number, row, told, open_sockets)
+        self.process = _fork.Process(target=_live, args=arguments, name=f"worker {number}")
         self.process.start()
         told.close()
 
@@ -87,14 +89,23 @@ class Worker:
         self.process.terminate()
 
 
-def _live(plan: Plan, number: int, row: int, told: connection.Connection) -> None:
-    """The life of a worker."""
+def _live(
+    plan: Plan, number: int, row: int, told: connection.Connection, open_sockets: list[Sockets]
+) -> None:
+    """The life of a worker. ``open_sockets`` are all that it has inherited."""
     signal.set_wakeup_fd(-1)
-    for name in _SIGNALS:
-        # The server sets its own for the time it runs, and raises anew what it got: then this.
-        signal.signal(name, _take_no_notice)
-    plan.sockets.keep_only(number)
+    signal.signal(signal.SIGINT, _take_no_notice)
+    signal.signal(signal.SIGHUP, _take_no_notice)
+    # Until the server sets its own: nothing has been accepted, so nothing is lost.
+    signal.signal(signal.SIGTERM, _leave)
+    for sockets in open_sockets:
+        # A queue that this worker never empties must not live on in it.
+        sockets.close_but(plan.sockets.of_worker(number))
     plan.serve(number, row, lambda: told.send(True))
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(0)
 
 
 def _take_no_notice(number: int, frame: object) -> None:
@@ -168,7 +179,13 @@ class Supervisor:
 
     def _start(self, number: int) -> None:
         self._due.pop(number, None)
-        self._workers[number] = Worker(self._plan, number, self._free_row(self._plan))
+        row = self._free_row(self._plan)
+        self._workers[number] = Worker(self._plan, number, row, self._open_sockets())
+
+    def _open_sockets(self) -> list[Sockets]:
+        """All listening sockets of this process, among them those that a renewal brings and leaves."""
+        of_next = [] if self._next_plan is None else [self._next_plan.sockets]
+        return [self._plan.sockets, self._left_over, *of_next]
 
     def _free_row(self, plan: Plan) -> int:
         """A row of the counters that nobody writes to; 0 is the parent's own.
@@ -217,7 +234,8 @@ class Supervisor:
         self._start_next(self._next_plan)
 
     def _start_next(self, plan: Plan) -> None:
-        self._incoming = Worker(plan, self._next_numbers.pop(0), self._free_row(plan))
+        number, row = self._next_numbers.pop(0), self._free_row(plan)
+        self._incoming = Worker(plan, number, row, self._open_sockets())
 
     def _renewal_step(self) -> None:
         """Let a worker go when its successor serves, and send for the next."""
@@ -251,21 +269,27 @@ class Supervisor:
             self._let_go(number)
         if plan.counters is not self._plan.counters:
             self._plan.counters.row(0).leave_to(plan.counters.row(0))
-        self._plan, self._next_plan = plan, None
+        self._plan, self._next_plan, self._left_over = plan, None, Sockets()
         logger.info("SIGHUP: the new configuration is in force")
 
     def _give_renewal_up(self, plan: Plan, incoming: Worker) -> None:
-        """The first worker that fails ends it, so at most those before it are new."""
+        """Go back to what was: those that are new already make way again."""
         self._bury(incoming)
         self._incoming = self._next_plan = None
-        plan.sockets.close_but(self._plan.sockets)
+        self._left_over = Sockets()
+        for number, worker in list(self._workers.items()):
+            if worker.plan is plan:
+                self._let_go(number)
+                if number < self._plan.workers:
+                    self._start(number)
+        plan.sockets.close_but(self._plan.sockets.opened)
         logger.error("SIGHUP: a worker could not start; the old configuration stays in force")
 
     def _end(self) -> None:
         """Leave the sockets to the workers, who empty the queues before they close them."""
-        plans = [self._plan] if self._next_plan is None else [self._plan, self._next_plan]
-        for sockets in [self._left_over, *(plan.sockets for plan in plans)]:
+        for sockets in self._open_sockets():
             sockets.turn_newcomers_away()
+        for sockets in self._open_sockets():
             sockets.close()
         workers = self._everybody()
         for worker in workers:
