@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import uvicorn
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -36,9 +37,13 @@ from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 from uvicorn.protocols.http.auto_zttp_impl import AutoZttpProtocol
 from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
+from uvicorn.server import ServerState
 
 from kongrealip import Settings
+from kongrealip.address import Address
 from kongrealip.cli import whoami
+from kongrealip.realip import Connection
+from kongrealip.server import http2 as http2_module
 from kongrealip.server.http2 import HTTP2Protocol
 from kongrealip.server.protocols import HTTP1Protocol
 from tests.balancers.programs import haproxy
@@ -58,7 +63,15 @@ OTHER_CLIENT_IP = "127.0.0.10"
 LARGE = 1_000_000
 ENDLESS = 32 << 20
 
+QUIET_SECONDS = 0.2
+
 Headers = Sequence[tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With clients that wait for the server to close."""
+    monkeypatch.setattr(http2_module, "_QUIET_SECONDS", QUIET_SECONDS)
 
 
 class Answer(NamedTuple):
@@ -127,6 +140,10 @@ class Client:
 
     def events_of(self, stream: int) -> list[Event]:
         return [event for event in self.events if getattr(event, "stream_id", None) == stream]
+
+    def wait_for_head(self, stream: int) -> None:
+        while not self.events_of(stream):
+            assert self.read(), "closed before an answer"
 
     def answer(self, stream: int) -> Answer:
         """Wait for a whole answer."""
@@ -579,6 +596,14 @@ class Holding(NamedTuple):
     tls: int
     clear: int
 
+    def protocol(self) -> HTTP2Protocol:
+        """The server's end of the only connection."""
+        (made,) = self.lab._server.server_state.connections
+        assert isinstance(made, HTTP2Protocol)
+        # Or the middleware could take it for a peer that it remembers from another server.
+        assert made.client is None
+        return made
+
 
 @pytest.fixture
 def holding(loop: str) -> Iterator[Holding]:
@@ -601,6 +626,15 @@ def test_application_waits_for_a_client_that_does_not_read(holding: Holding) -> 
         client.take_data(stream)
         assert len(client.answer(stream).body) == ENDLESS
         assert decided(client.get()) == NAMED
+
+
+def test_application_waits_for_a_client_whose_socket_is_full(holding: Holding) -> None:
+    with http2(holding.tls, V2, tls=True) as client:
+        client.takes_data = False
+        stream = client.ask("/endless")
+        client.take_data(stream)
+        assert holding.app.wait_until_held_up() < ENDLESS
+        assert len(client.answer(stream).body) == ENDLESS
 
 
 def test_stream_that_waits_does_not_hold_up_the_others(holding: Holding) -> None:
@@ -650,7 +684,10 @@ def test_client_says_goodbye_and_waits_for_its_answer(holding: Holding) -> None:
     with http2(holding.clear, V2) as client:
         client.takes_data = False
         stream = client.ask("/large")
+        client.wait_for_head(stream)
+        server = holding.protocol()
         client.sock.sendall(GoAwayFrame(0).serialize())
+        wait_until(lambda: server.shutdown_requested, "the server's notice of it")
         client.take_data(stream)
         assert len(client.answer(stream).body) == LARGE
         assert client.goodbye() == stream
@@ -671,11 +708,9 @@ def test_end_waits_for_what_is_being_answered(holding: Holding, tls: bool) -> No
     with http2(holding.tls if tls else holding.clear, V2, tls=tls) as client:
         client.takes_data = False
         large, held = client.ask("/large"), client.ask("/held")
-        while not client.events_of(held):
-            client.read()
+        client.wait_for_head(held)
         holding.lab.stop()
-        (server,) = holding.lab._server.server_state.connections
-        assert isinstance(server, HTTP2Protocol)
+        server = holding.protocol()
         wait_until(lambda: server.shutdown_requested, "the end of connections")
         # uvicorn's way to refuse what comes afterwards.
         late = client.ask()
@@ -687,23 +722,113 @@ def test_end_waits_for_what_is_being_answered(holding: Holding, tls: bool) -> No
         assert client.goodbye() == late
 
 
-def test_credit_that_comes_late_costs_no_data(holding: Holding) -> None:
-    """As from a socket that was closed already, and answers with a reset."""
-    with http2(holding.clear, V2) as client:
+def send_in_vain(client: Client) -> None:
+    """For longer than a client may be quiet."""
+    for _ in range(8):
+        client.h2.increment_flow_control_window(1)
+        client.h2.ping(b"in vain!")
+        client.send()
+        time.sleep(QUIET_SECONDS / 2)
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "clear"])
+def test_credit_that_comes_late_costs_no_data(holding: Holding, tls: bool) -> None:
+    """As it would from a socket that was closed already, and answers with a reset."""
+    with http2(holding.tls if tls else holding.clear, V2, tls=tls) as client:
         client.takes_data = False
         stream = client.ask("/large")
-        while not client.events_of(stream):
-            client.read()
+        client.wait_for_head(stream)
+        server = holding.protocol()
         client.take_data(stream)
-        (server,) = holding.lab._server.server_state.connections
-        assert isinstance(server, HTTP2Protocol)
         holding.lab.stop()
         wait_until(lambda: server.is_over, "the end of the connection")
-        for _ in range(3):
-            client.h2.increment_flow_control_window(1)
-            client.send()
-            time.sleep(0.05)
+        send_in_vain(client)
         assert len(client.answer(stream).body) == LARGE
+        assert client.goodbye() == stream
+
+
+def test_client_that_goes_on_is_closed_at_last(holding: Holding, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2_module, "_LINGER_SECONDS", 2 * QUIET_SECONDS)
+    with http2(holding.clear, V2) as client:
+        assert decided(client.get()) == NAMED
+        server = holding.protocol()
+        holding.lab.stop()
+        wait_until(lambda: server.is_over, "the end of the connection")
+        with pytest.raises(ConnectionError):
+            send_in_vain(client)
+
+
+class Written(asyncio.Transport):
+    """Where a protocol writes to, write by write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if data:
+            self.writes.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def asked(count: int, pieces: int) -> tuple[HTTP2Protocol, Written, H2Connection]:
+    """Some requests that have come at once, each of which will be answered in some pieces."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(1, pieces + 1):
+            await send({"type": "http.response.body", "body": b"piece", "more_body": number < pieces})
+
+    transport, client = Written(), H2Connection()
+    config = uvicorn.Config(app, interface="asgi3", log_config=None, access_log=False)
+    protocol = HTTP2Protocol(config, ServerState(), {}, asyncio.get_running_loop())
+    protocol.connection = Connection(Address(CLIENT_IP, 1), (LOOPBACK, 2), None, tls=False)
+    protocol.connection_made(transport)
+    client.initiate_connection()
+    head = [(":method", "GET"), (":scheme", "http"), (":authority", "service.test"), (":path", "/")]
+    for stream in range(1, 2 * count, 2):
+        client.send_headers(stream, head, end_stream=True)
+    protocol.data_received(client.data_to_send())
+    client.receive_data(b"".join(transport.writes))
+    transport.writes.clear()
+    return protocol, transport, client
+
+
+async def writes_for(count: int, pieces: int) -> int:
+    protocol, transport, client = asked(count, pieces)
+    await asyncio.wait(set(protocol.tasks))
+    await asyncio.sleep(0)
+    events = client.receive_data(b"".join(transport.writes))
+    assert sum(isinstance(event, StreamEnded) for event in events) == count
+    assert (
+        sum(isinstance(event, DataReceived) and event.data == b"piece" for event in events) == count * pieces
+    )
+    protocol.connection_lost(None)
+    return len(transport.writes)
+
+
+async def test_short_answers_of_one_turn_leave_together() -> None:
+    assert await writes_for(20, 1) == 1
+
+
+async def test_pieces_of_long_answers_leave_one_by_one() -> None:
+    """The application may not let anybody else have a turn between them."""
+    assert await writes_for(1, 50) > 40
+
+
+async def test_nothing_is_written_behind_the_end() -> None:
+    protocol, transport, _ = asked(1, 1)
+    # Between the application's turn and that of the flush.
+    asyncio.get_running_loop().call_soon(protocol.connection_lost, None)
+    await asyncio.wait(set(protocol.tasks))
+    await asyncio.sleep(0)
+    assert transport.writes == []
 
 
 # Other clients

@@ -47,6 +47,7 @@ class Options(NamedTuple):
 def run(options: Options, environ: Mapping[str, str]) -> int:
     """Serve until a signal comes, and return the exit code. Raises StartError where it cannot begin."""
     settings, environ_of_app = _read(options, environ)
+    set_up_logging(settings)
     workers = _workers(options, settings)
     _announce(settings)
     inherited = sockets.inherited(environ)
@@ -70,7 +71,6 @@ def _read(options: Options, environ: Mapping[str, str]) -> tuple[Settings, Mappi
         settings = settings._replace(proxy_access_log="off")
     if not settings.proxy_listen:
         raise StartError("KONG_PROXY_LISTEN: off leaves nothing to serve on, write <ip>:<port> or use --uds")
-    set_up_logging(settings)
     return settings, environ
 
 
@@ -171,6 +171,12 @@ def _renew(options: Options, environ: Mapping[str, str], present: Plan) -> tuple
     contexts = _contexts(settings)
     listens = (*settings.proxy_listen, *settings.status_listen)
     opened, left_over = present.sockets.renewed(listens, workers, settings.client_header_timeout)
+    try:
+        # The last that can fail, for what has failed is to be told in the old log.
+        set_up_logging(settings)
+    except StartError:
+        opened.close_but(present.sockets.opened)
+        raise
     plan = _plan(options, settings, environ_of_app, contexts, opened, workers, present.counters)
     _announce(settings)
     return plan, left_over

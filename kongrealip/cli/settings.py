@@ -25,6 +25,7 @@ _EMPTY = {
     "port_maps": "none", "ssl_cert": "self-signed", "ssl_cert_key": "self-signed",
     "ssl_ciphers": "those of the suite", "proxy_protocol_optional_from": "nobody",
 }  # fmt: skip
+_LONGEST_PATH = 100
 _STANDARD = {"/dev/stdout": "ext://sys.stdout", "/dev/stderr": "ext://sys.stderr"}
 
 
@@ -36,12 +37,19 @@ def load_settings(
     Returns with them the environment that this makes. Raises SettingsError, and StartError where
     a file cannot be read.
     """
+    from_file: Mapping[str, str] = {}
     if env_file is not None:
         try:
-            environ = {**parse_environment(_content(env_file)), **environ}
+            from_file = parse_environment(_content(env_file))
         except ValueError as error:
             raise SettingsError([f"{env_file}: {error}"]) from error
-    return Settings.load(environ, None if conf is None else _content(conf)), environ
+    both = {**from_file, **environ}
+    settings = Settings.load(both, None if conf is None else _content(conf))
+    given = {
+        key: f"{name} in {env_file}" if name in from_file and name not in environ else name
+        for key, name in settings.given.items()
+    }
+    return settings._replace(given=given), both
 
 
 def _content(path: str) -> str:
@@ -85,7 +93,9 @@ def show(settings: Settings) -> None:
         if key not in ("given", "warnings"):
             origin = settings.given.get(key, "default")
             given = key in settings.given
-            click.echo(f"{key} = {_printed(key, value, given)}  ({origin})")
+            line = f"{key} = {_printed(key, value, given)}  ({origin})"
+            # What came as bytes of no encoding is shown, and cannot be printed.
+            click.echo(line.encode("utf-8", "backslashreplace").decode())
 
 
 def _printed(key: str, value: object, given: bool) -> str:
@@ -99,6 +109,6 @@ def _printed(key: str, value: object, given: bool) -> str:
 
 
 def _without_secrets(entry: object) -> str:
-    # A private key has no place on a screen or in a bug report.
+    # A private key has no place on a screen or in a bug report, in whatever form it was given.
     text = str(entry)
-    return "(PEM text)" if "-----BEGIN" in text else text
+    return "(PEM text)" if "-----BEGIN" in text or len(text) > _LONGEST_PATH else text

@@ -44,6 +44,8 @@ logger = logging.getLogger("kongrealip.server")
 # ago, and of those that hold a connection open and have not seen it close.
 _GRACE_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
+# How long a client may take to answer TLS's close_notify: many never do, and the end waits for it.
+_GOODBYE_SECONDS = 2.0
 
 
 def import_app(target: str, app_dir: str) -> Any:
@@ -125,8 +127,9 @@ class Server(uvicorn.Server):
             listener.stop()
         state = self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
-        for protocol in state.connections:
-            if isinstance(protocol, HTTP1Protocol):
+        for protocol in list(state.connections):
+            # Ours have it, a WebSocket's has not.
+            if hasattr(protocol, "make_answer_the_last"):
                 protocol.make_answer_the_last()
         await self._wait_for_requests()
         self._reception.close()
@@ -134,10 +137,11 @@ class Server(uvicorn.Server):
 
     async def _wait_for_requests(self) -> None:
         deadline = self._loop.time() + _GRACE_SECONDS
-        while self._reception.half_open or self.server_state.connections:
-            if self.force_exit or self._loop.time() > deadline:
-                break
+        while not self.force_exit and self._loop.time() < deadline:
+            # At least once: what was accepted last is made into connections in the loop's next turn.
             await asyncio.sleep(_LOOK_SECONDS)
+            if not self._reception.half_open and not self.server_state.connections:
+                break
 
     def _open_doors(self) -> None:
         proxied = {listen.address for listen in self._settings.proxy_listen}
@@ -207,8 +211,9 @@ class Server(uvicorn.Server):
         timeout = max(_LOOK_SECONDS, arrival.deadline - self._loop.time())
         try:
             await self._loop.connect_accepted_socket(
-                factory, arrival.sock, ssl=context, ssl_handshake_timeout=timeout
-            )
+                factory, arrival.sock, ssl=context,
+                ssl_handshake_timeout=timeout, ssl_shutdown_timeout=_GOODBYE_SECONDS,
+            )  # fmt: skip
         except ConnectionAbortedError:
             text = "no whole TLS handshake before the deadline"
             self._reception.refuse_handshake(arrival, text, "timeout")

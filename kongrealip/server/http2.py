@@ -108,6 +108,11 @@ class HTTP2Protocol(ZttpH2Protocol):
             cycle.message_event.set()
         _join_cookies(cycle.scope["headers"])
 
+    def make_answer_the_last(self) -> None:
+        """Say GOAWAY where nothing is being answered: it names the last stream that was taken."""
+        if not self.cycles:
+            self.shutdown()
+
     def resume_writing(self) -> None:
         super().resume_writing()
         self._give_credit()
@@ -154,7 +159,7 @@ class _Outlet:
     It stands in for two things. As FlowControl it makes the application wait while the client
     does not take what was sent before. Otherwise zttp keeps all of it, and whoever reads slowly
     decides how much memory that is. As H2Connection it gathers what short answers send, so that
-    those of one turn of the loop leave in one piece: three writes for each cost more than all the
+    those of one turn of the loop leave in one piece: three writes for each cost as much as all the
     rest of a request.
     """
 

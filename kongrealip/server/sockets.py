@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import socket
 import stat
 import struct
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kongrealip.config.listen import Keepalive, Listen
 from kongrealip.errors import StartError
 
+logger = logging.getLogger("kongrealip.server")
+
 _BACKLOG = 2048
+_LARGEST = 0x7FFFFFFF
 # sd_listen_fds(3): the first descriptor that systemd hands over.
 _FIRST_INHERITED = 3
 # <asm/socket.h>, which Python does not show.
@@ -114,7 +118,7 @@ class Sockets:
     def _restore(self, defer: float) -> None:
         """Give every socket its own options again."""
         for one in self.opened:
-            if not one.listen.is_unix:
+            if not one.listen.is_unix and not one.inherited:
                 with contextlib.suppress(OSError):
                     _configure(one.sock, one.listen, defer)
 
@@ -131,18 +135,18 @@ def open_all(
     remaining = {_address_of(sock): sock for sock in inherited}
     try:
         listens = list(listens)
-        for listen in listens if remaining else ():
-            found = [remaining.pop(address) for _, address in _addresses(listen) if address in remaining]
-            sockets.opened += [Opened(sock, listen, inherited=True) for sock in found]
+        found = {listen: _taken(listen, remaining) for listen in listens} if remaining else {}
         for address in remaining:
             name = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
             raise StartError(
                 "LISTEN_FDS: no entry of KONG_PROXY_LISTEN, KONG_STATUS_LISTEN or --uds is for the"
                 f" inherited socket {name}"
             )
-        handed_over = sockets._handed_over
+        handed_over = {listen.address for listen, socks in found.items() if socks}
         for listen, worker in _wanted(listens, workers, handed_over):
-            if listen.address not in handed_over:
+            if listen.address in handed_over:
+                sockets.opened += [Opened(sock, listen, inherited=True) for sock in found[listen]]
+            else:
                 sockets.opened += _open(listen, worker, defer)
     except StartError:
         sockets.close()
@@ -150,6 +154,11 @@ def open_all(
             sock.close()
         raise
     return sockets
+
+
+def _taken(listen: Listen, remaining: dict[Any, socket.socket]) -> list[socket.socket]:
+    """Take what was inherited for an entry out of what remains."""
+    return [remaining.pop(address) for _, address in _addresses(listen) if address in remaining]
 
 
 def inherited(environ: Mapping[str, str]) -> list[socket.socket]:
@@ -203,7 +212,8 @@ def _changed(one: Opened, listen: Listen, defer: float) -> Opened:
     if ("ipv6only=off" in one.listen.flags) != ("ipv6only=off" in listen.flags):
         raise StartError(f"cannot listen on {listen}: ipv6only cannot change while the port is open, restart")
     try:
-        if not listen.is_unix and listen != one.listen:
+        # What systemd opens it also configures.
+        if not one.inherited and not listen.is_unix and listen != one.listen:
             _configure(one.sock, listen, defer)
     except OSError as error:
         raise StartError(f"cannot listen on {listen}: {error.strerror or error}") from error
@@ -292,10 +302,10 @@ def _bound(
 
 def _configure(sock: socket.socket, listen: Listen, defer: float) -> None:
     """What may change while a socket is open."""
-    seconds = max(1, int(defer)) if "deferred" in listen.flags else 0
+    seconds = max(1, min(int(defer), _LARGEST)) if "deferred" in listen.flags else 0
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
     _set_keepalive(sock, listen.keepalive)
-    sock.listen(min(_BACKLOG if listen.backlog is None else listen.backlog, 0x7FFFFFFF))
+    sock.listen(min(_BACKLOG if listen.backlog is None else listen.backlog, _LARGEST))
 
 
 def _drop_syn(sock: socket.socket) -> None:
@@ -317,5 +327,10 @@ def _set_keepalive(sock: socket.socket, keepalive: Keepalive | bool | None) -> N
     if isinstance(keepalive, Keepalive):
         options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
         for option, value in zip(options, keepalive, strict=True):
-            if value is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            if value is None:
+                continue
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, option, min(value, _LARGEST))
+            except OSError as error:
+                # As nginx does. Linux takes no more than 32767 seconds and 127 probes.
+                logger.warning("so_keepalive: %d is ignored: %s", value, error.strerror)

@@ -62,7 +62,10 @@ class Worker:
         self.told, told = _fork.Pipe(duplex=False)
         arguments = (plan, number, row, told, open_sockets)
         self.process = _fork.Process(target=_live, args=arguments, name=f"worker {number}")
+        # A signal that reached the child before its own handlers stand would be lost in the parent's.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self.process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         told.close()
 
     @property
@@ -98,6 +101,7 @@ def _live(
     signal.signal(signal.SIGHUP, _take_no_notice)
     # Until the server sets its own: nothing has been accepted, so nothing is lost.
     signal.signal(signal.SIGTERM, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     for sockets in open_sockets:
         # A queue that this worker never empties must not live on in it.
         sockets.close_but(plan.sockets.of_worker(number))
@@ -179,8 +183,15 @@ class Supervisor:
 
     def _start(self, number: int) -> None:
         self._due.pop(number, None)
-        row = self._free_row(self._plan)
-        self._workers[number] = Worker(self._plan, number, row, self._open_sockets())
+        plan = self._plan_for(number)
+        self._workers[number] = Worker(plan, number, self._free_row(plan), self._open_sockets())
+
+    def _plan_for(self, number: int) -> Plan:
+        """A number that a renewal has been through already belongs to the new plan."""
+        plan, incoming = self._next_plan, self._incoming
+        if plan is None or number in self._next_numbers or number >= plan.workers:
+            return self._plan
+        return self._plan if incoming is not None and incoming.number == number else plan
 
     def _open_sockets(self) -> list[Sockets]:
         """All listening sockets of this process, among them those that a renewal brings and leaves."""
@@ -277,12 +288,14 @@ class Supervisor:
         self._bury(incoming)
         self._incoming = self._next_plan = None
         self._left_over = Sockets()
-        for number, worker in list(self._workers.items()):
-            if worker.plan is plan:
-                self._let_go(number)
-                if number < self._plan.workers:
-                    self._start(number)
+        renewed = [number for number, worker in self._workers.items() if worker.plan is plan]
+        for number in renewed:
+            self._let_go(number)
+        # In the parent first, and before the next fork: the last to close has emptied the queue.
         plan.sockets.close_but(self._plan.sockets.opened)
+        for number in range(self._plan.workers):
+            if number not in self._workers:
+                self._start(number)
         logger.error("SIGHUP: a worker could not start; the old configuration stays in force")
 
     def _end(self) -> None:
