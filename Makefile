@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 COUNT ?= 2000
 SEED ?= 1
 
-.PHONY: demo test differential lint benchmark clean
+.PHONY: demo test differential lint benchmark faults clean
 
 demo: $(VENV)/demo
 	@$(BIN)/kongrealip demo
@@ -44,3 +44,11 @@ benchmark: $(VENV)/test
 	$(BIN)/python -m benchmarks.imports
 	$(BIN)/python -m benchmarks.middleware
 	$(BIN)/python -m benchmarks.server
+	$(BIN)/python -m benchmarks.http2
+
+# Servers that are attacked, crowded, killed, renewed and ended, each figure against its bar. Takes
+# three quarters of an hour; short versions are part of the tests.
+faults: $(VENV)/test
+	$(BIN)/python -m tests.faults.fuzz_preambles
+	$(BIN)/python -m benchmarks.faults_processes
+	$(BIN)/python -m benchmarks.faults_hostile
