@@ -194,10 +194,19 @@ def test_a_private_key_is_never_shown(form: type[str], in_conf: bool, file: Path
         assert not any(piece in result.output for piece in key.split() if len(piece) > 20)
 
 
+def test_the_shortest_private_key_is_not_shown_either() -> None:
+    key = "MC4CAQAwBQYDK2VwBCIEI" + "A" * 43  # As long as Ed25519 is as base64 of DER, and none.
+    found = lines(environ={"KONG_SSL_CERT": "/a", "KONG_SSL_CERT_KEY": key})
+    assert key not in found["ssl_cert_key"]
+
+
 def test_paths_are_shown() -> None:
     found = lines(environ={"KONG_SSL_CERT": "/etc/a.pem, b.pem", "KONG_SSL_CERT_KEY": "/etc/a.key, b.key"})
     assert found["ssl_cert"] == "ssl_cert = /etc/a.pem, b.pem  (KONG_SSL_CERT)"
     assert found["ssl_cert_key"] == "ssl_cert_key = /etc/a.key, b.key  (KONG_SSL_CERT_KEY)"
+    long = "/etc/kong/certificates/of-the-first-site/tls" * 5
+    found = lines(environ={"KONG_SSL_CERT": long, "KONG_SSL_CERT_KEY": long})
+    assert long in found["ssl_cert"]
 
 
 # What is wrong

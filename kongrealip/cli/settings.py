@@ -25,7 +25,8 @@ _EMPTY = {
     "port_maps": "none", "ssl_cert": "self-signed", "ssl_cert_key": "self-signed",
     "ssl_ciphers": "those of the suite", "proxy_protocol_optional_from": "nobody",
 }  # fmt: skip
-_LONGEST_PATH = 100
+# An Ed25519 key, as base64 of DER.
+_SHORTEST_KEY = 64
 _STANDARD = {"/dev/stdout": "ext://sys.stdout", "/dev/stderr": "ext://sys.stderr"}
 
 
@@ -104,11 +105,14 @@ def _printed(key: str, value: object, given: bool) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        value = ", ".join(map(_without_secrets, value))
+        value = ", ".join(_without_secrets(key, str(entry)) for entry in value)
     return _EMPTY.get(key, "auto") if value in (None, "") else str(value)
 
 
-def _without_secrets(entry: object) -> str:
+def _without_secrets(key: str, entry: str) -> str:
     # A private key has no place on a screen or in a bug report, in whatever form it was given.
-    text = str(entry)
-    return "(PEM text)" if "-----BEGIN" in text or len(text) > _LONGEST_PATH else text
+    if "-----BEGIN" in entry:
+        return "(PEM text)"
+    # Base64 of DER begins with an M, so what begins with a slash is a path of any length.
+    is_text = len(entry) >= _SHORTEST_KEY and not entry.startswith("/")
+    return "(neither PEM nor a path)" if is_text and key in ("ssl_cert", "ssl_cert_key") else entry

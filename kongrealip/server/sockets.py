@@ -99,7 +99,7 @@ class Sockets:
                     kept.opened += [_changed(one, listen, defer) for one in found]
         except StartError:
             fresh.close()
-            self._restore(defer)
+            self.restore(defer)
             raise
         left_over = Sockets(one for group in present.values() for one in group)
         return Sockets([*kept.opened, *fresh.opened]), left_over
@@ -115,7 +115,7 @@ class Sockets:
                     f"cannot listen on {listen}: reuseport cannot change while the port is open, restart"
                 )
 
-    def _restore(self, defer: float) -> None:
+    def restore(self, defer: float = 60.0) -> None:
         """Give every socket its own options again."""
         for one in self.opened:
             if not one.listen.is_unix and not one.inherited:

@@ -235,7 +235,10 @@ class Supervisor:
     def _begin_renewal(self) -> None:
         try:
             self._next_plan, self._left_over = self._renew(self._plan)
-        except KongRealIPError as error:
+        except Exception as error:
+            # Whatever comes up, a server that is up stays up.
+            if not isinstance(error, KongRealIPError):
+                logger.exception("SIGHUP: an error of this program's own")
             for line in str(error).splitlines():
                 logger.error("SIGHUP: %s", line)
             logger.error("SIGHUP: the old configuration stays in force")
@@ -293,6 +296,7 @@ class Supervisor:
             self._let_go(number)
         # In the parent first, and before the next fork: the last to close has emptied the queue.
         plan.sockets.close_but(self._plan.sockets.opened)
+        self._plan.sockets.restore()
         for number in range(self._plan.workers):
             if number not in self._workers:
                 self._start(number)
