@@ -399,3 +399,35 @@ def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -
     with pytest.raises(StartError):
         sockets.bind_unix(str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("piece", [1_000_000, 4096])
+@pytest.mark.parametrize("size", [30_000, 100_000])
+async def test_a_head_that_is_too_long_is_refused(ports: Ports, size: int, piece: int) -> None:
+    line = b"X-Long: " + b"a" * size + b"\r\n"
+    data = REQUEST.replace(b"Connection", line + b"Connection")
+    reader, writer = await connect(ports.plain)
+    for start in range(0, len(data), piece):
+        writer.write(data[start : start + piece])
+        await asyncio.sleep(0.001)
+        if reader.at_eof() or reader.exception():
+            break
+    try:
+        head = await reader.readline()
+    except ConnectionResetError:
+        # Closed with bytes of the head unread, which can overtake the answer.
+        head = b"HTTP/1.1 400"
+    assert head.startswith(b"HTTP/1.1 200" if size < 32768 else b"HTTP/1.1 400")
+    writer.close()
+
+
+async def test_a_long_body_is_no_head(ports: Ports) -> None:
+    body = b"b" * 300_000
+    head = REQUEST.replace(b"GET", b"POST").replace(b"Connection", b"Content-Length: 300000\r\nConnection")
+    reader, writer = await connect(ports.plain)
+    writer.write(head)
+    await writer.drain()
+    await asyncio.sleep(0.02)
+    writer.write(body)
+    assert (await read_answer(reader))[0] == 200
+    writer.close()

@@ -171,8 +171,9 @@ class Server(uvicorn.Server):
             logger.error("the parent process is gone, so this worker ends")
             self.should_exit = True
         now = self._loop.time()
-        for protocol in self.server_state.connections:
-            if isinstance(protocol, HTTP1Protocol):
+        for protocol in list(self.server_state.connections):
+            # Ours have it, a WebSocket's has not.
+            if hasattr(protocol, "close_if_slow"):
                 protocol.close_if_slow(now, self._settings.client_header_timeout)
         if self._settings.status_listen:
             self._write_gauges()

@@ -59,6 +59,7 @@ class HTTP2Protocol(ZttpH2Protocol):
     """uvicorn's, with what the listener knows: ``connection`` is set by whoever makes it."""
 
     connection: Connection
+    _idle_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Do as uvicorn does, but for asking the transport. See HTTP1Protocol."""
@@ -107,6 +108,18 @@ class HTTP2Protocol(ZttpH2Protocol):
             cycle.more_body = False
             cycle.message_event.set()
         _join_cookies(cycle.scope["headers"])
+
+    def close_if_slow(self, now: float, timeout: float) -> None:
+        """Close what has no stream for too long, whatever else it sends.
+
+        uvicorn waits without end for the first byte, and begins anew with each further one.
+        """
+        if self.cycles:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since > timeout:
+            self.shutdown()
 
     def make_answer_the_last(self) -> None:
         """Say GOAWAY where nothing is being answered: it names the last stream that was taken."""

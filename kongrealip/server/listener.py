@@ -22,7 +22,7 @@ from kongrealip.server.waiting import WaitingRoom
 
 logger = logging.getLogger("kongrealip.server")
 
-_PAUSE_SECONDS = 0.5
+_PAUSE_SECONDS = 0.3
 # How many to accept at once where no cap counts any more.
 _TO_THE_END = 64
 # Linux reports what befell a connection in the queue as accept's own error. See accept(2).

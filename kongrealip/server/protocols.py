@@ -11,6 +11,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from kongrealip.preamble.v2 import SIGNATURE
 from kongrealip.realip import Connection
 
+# As much as nginx takes with its large_client_header_buffers of 4 8k. uvicorn has no limit, and
+# what a head costs in time and memory would be up to whoever sends it.
+_LONGEST_HEAD = 32768
+
 
 class HTTP1Protocol(HttpToolsProtocol):
     """``connection`` and ``refuse_stray`` are set by whoever makes it."""
@@ -18,6 +22,7 @@ class HTTP1Protocol(HttpToolsProtocol):
     connection: Connection
     refuse_stray: Callable[[Connection], None]
     _head_since: float | None = None
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Do as uvicorn does, but for asking the transport, which costs five system calls."""
@@ -29,6 +34,30 @@ class HTTP1Protocol(HttpToolsProtocol):
         # peer which it remembers from another server of the same application.
         self.client = None
         self.scheme = "https" if self.connection.tls else "http"
+
+    def data_received(self, data: bytes) -> None:
+        """Do as uvicorn does, up to the end of a head that is too long."""
+        is_long = len(data) > _LONGEST_HEAD and not self._is_in_body()
+        if is_long and data.find(b"\r\n\r\n", 0, _LONGEST_HEAD) < 0:
+            self._refuse_head()
+            return
+        super().data_received(data)
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope:
+            self._head_bytes = 0
+            return
+        # In the middle of a head.
+        self._head_bytes += len(data)
+        if self._head_bytes > _LONGEST_HEAD and not self.transport.is_closing():
+            self._refuse_head()
+
+    def _is_in_body(self) -> bool:
+        """Whether what comes next belongs to a request whose head has been read."""
+        cycle = self.cycle
+        return cycle is not None and cycle.scope is self.scope and cycle.more_body
+
+    def _refuse_head(self) -> None:
+        self.send_400_response("Request header too large.")
 
     def close_if_slow(self, now: float, timeout: float) -> None:
         """Close what takes too long for the head of a request, for which uvicorn has no limit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 
 logger = logging.getLogger("kongrealip.server")
 
@@ -18,20 +19,21 @@ class RefusalLog:
     """Writes warnings up to a rate, and counts the ones it leaves out."""
 
     def __init__(self) -> None:
-        self._second = 0
-        self._written = 0
+        # Of the lines of the last second. A count that begins anew with each second of the clock
+        # would let twice as many through from the end of one to the beginning of the next.
+        self._written: deque[float] = deque()
         self._left_out = 0
         self._next_pause = 0.0
 
     def write(self, peer: str, listener: str, reason: str) -> None:
         """Say that a connection was closed in front of its first request."""
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._written = second, 0
-        if self._written >= _LINES_A_SECOND:
+        now = time.monotonic()
+        while self._written and now - self._written[0] >= 1:
+            self._written.popleft()
+        if len(self._written) >= _LINES_A_SECOND:
             self._left_out += 1
             return
-        self._written += 1
+        self._written.append(now)
         more = f" ({self._left_out} more refusals since the last such line)" if self._left_out else ""
         self._left_out = 0
         logger.warning("refused %s on %s: %s%s", peer, listener, reason, more)
