@@ -592,3 +592,16 @@ def test_a_hangup_without_workers_is_told_of(loop: str, site: Site) -> None:
             told = "WARNING SIGHUP: nothing is read anew without --workers"
             wait_until(lambda: server.stderr.count(told) == count, "a line")  # noqa: B023
         assert fetch(server.port)["source"] == "peer"
+
+
+def test_the_end_while_a_worker_starts_serves_who_waits(site: Site) -> None:
+    slow = "import time\ntime.sleep(1.5)\nfrom kongrealip.cli.whoami import app\n"
+    (site.folder / "site_app.py").write_text(slow)
+    with serving({}, *site.args, "--workers", "2") as server:
+        wait_until(lambda: accepts(site.port), "the queue")
+        waiting = socket.create_connection((LOOPBACK, site.port), 10)
+        waiting.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        server.terminate()
+        assert waiting.recv(12) == b"HTTP/1.1 200"
+        waiting.close()
+        assert server.wait() == 0

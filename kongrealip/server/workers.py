@@ -96,20 +96,32 @@ def _live(
     plan: Plan, number: int, row: int, told: connection.Connection, open_sockets: list[Sockets]
 ) -> None:
     """The life of a worker. ``open_sockets`` are all that it has inherited."""
+    own = plan.sockets.of_worker(number)
+    is_to_end = False
+
+    def end_before_it_serves(number: int, frame: object) -> None:
+        # Nothing has been accepted, but clients may wait in a queue that dies with this process.
+        nonlocal is_to_end
+        is_to_end = True
+        if not connection.wait([one.sock for one in own if one.sock.fileno() >= 0], 0):
+            sys.exit(0)
+
+    def on_ready() -> None:
+        told.send(True)
+        if is_to_end:
+            # By now there is the server's own handler, which has the queue served first.
+            signal.raise_signal(signal.SIGTERM)
+
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, _take_no_notice)
     signal.signal(signal.SIGHUP, _take_no_notice)
-    # Until the server sets its own: nothing has been accepted, so nothing is lost.
-    signal.signal(signal.SIGTERM, _leave)
+    # Until the server sets its own.
+    signal.signal(signal.SIGTERM, end_before_it_serves)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     for sockets in open_sockets:
         # A queue that this worker never empties must not live on in it.
-        sockets.close_but(plan.sockets.of_worker(number))
-    plan.serve(number, row, lambda: told.send(True))
-
-
-def _leave(number: int, frame: object) -> None:
-    sys.exit(0)
+        sockets.close_but(own)
+    plan.serve(number, row, on_ready)
 
 
 def _take_no_notice(number: int, frame: object) -> None:
