@@ -100,7 +100,8 @@ def _memory_bars(kind: str) -> dict[str, Bar]:
 
 def _forwarded() -> Iterator[Scenario]:
     bars = {
-        "the same where it is no refusal": Bar(most=5),
+        "time for 100 KB, ms, 0 where refused": Bar(most=5),
+        "not answered up to that": NONE,
         "grows with the size to the power of": Bar(most=1.2),
     }
     for recursive in ("on", "off"):
