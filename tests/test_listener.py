@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import logging
 import os
 import socket
 import ssl
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from kongrealip.config.listen import HTTP_FLAGS, parse_listen
 from kongrealip.errors import StartError
 from kongrealip.server import listener, refusals, sockets
 from kongrealip.server.counters import Counters, keys_of
+from kongrealip.server.protocols import HTTP1Protocol
 from kongrealip.server.reception import Arrival, Reception
 from kongrealip.server.refusals import RefusalLog
 from tests.lab import LOOPS, Lab, client_tls, connect
@@ -431,3 +434,75 @@ async def test_a_long_body_is_no_head(ports: Ports) -> None:
     writer.write(body)
     assert (await read_answer(reader))[0] == 200
     writer.close()
+
+
+async def test_many_requests_at_once_are_no_long_head(ports: Ports) -> None:
+    """34 KB of requests, cut in the middle of one."""
+    count = 902
+    kept = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
+    data = kept * (count - 1) + REQUEST
+    reader, writer = await connect(ports.plain)
+    writer.write(data[:-20])
+    await asyncio.sleep(0.05)
+    writer.write(data[-20:])
+    answers = (await reader.read()).count(b"HTTP/1.1 200")
+    writer.close()
+    assert answers == count
+
+
+async def test_a_long_head_behind_a_request_is_refused(ports: Ports) -> None:
+    long = REQUEST.replace(b"Connection", b"X-Long: " + b"a" * 100_000 + b"\r\nConnection")
+    reader, writer = await connect(ports.plain)
+    writer.write(b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n" + long)
+    received = b""
+    # Closed with bytes of the head unread, which can overtake what was answered.
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        while chunk := await reader.read(65536):
+            received += chunk
+    writer.close()
+    assert received.count(b"HTTP/1.1 200") <= 1
+
+
+def test_a_preamble_byte_by_byte_on_a_unix_socket(ports: Ports) -> None:
+    tlvs = b"\x04\x00\xc8" + bytes(200)
+    addresses = bytes.fromhex("cb007107c6336409c73801bb")
+    preamble = V2[:14] + (len(addresses) + len(tlvs)).to_bytes(2, "big") + addresses + tlvs
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(ports.unix)
+        for byte in preamble:
+            sock.sendall(bytes([byte]))
+        sock.sendall(REQUEST)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_handshake_that_was_given_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for the garbage collector: an attacker is faster."""
+    made: list[Any] = []
+    make = HTTP1Protocol.__init__
+
+    def noting(self: Any, *arguments: Any) -> None:
+        make(self, *arguments)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(HTTP1Protocol, "__init__", noting)
+    lab = Lab(preamble_timeout=0.5)
+    port = lab.add(SETTINGS, flags=("ssl",))
+    gc.collect()
+    gc.disable()
+    try:
+        with lab.running("asyncio"):
+            for _ in range(5):
+                reader, writer = await connect(port)
+                outgoing = ssl.MemoryBIO()
+                with pytest.raises(ssl.SSLWantReadError):
+                    client_tls().wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+                writer.write(outgoing.read())
+                await reader.read()
+                writer.close()
+            await asyncio.sleep(0.1)
+            assert len(made) == 5
+            assert [one() for one in made] == [None] * 5
+    finally:
+        gc.enable()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # How many peers of foreign servers are remembered. Then all are forgotten, which costs each of
 # them about two microseconds once; peers come and go, so there is nothing worth keeping longer.
 _KNOWN_PEERS = 1024
+# And of each its last line, if that is not longer: how long lines may be is up to the server.
+_LONGEST_LINE = 1024
 # What Address.ip is where ASGI has no client.
 _NO_ADDRESS = (UNIX, "")
 
@@ -36,9 +38,9 @@ class _KnownPeer(PeerResolver):
     """A peer for as long as it is remembered, with the last answer it got.
 
     ``resolution`` and ``client`` (as ``scope["client"]`` has it) are that answer; ``line`` is the
-    single header line that it came from, or None. ``silent`` says that the last request was
-    without the header: then it pays to look whether it is there at all, in C, before reading
-    the headers one by one.
+    single header line that it came from, or None where it was not one, or a long one. ``silent``
+    says that the last request was without the header: then it pays to look whether it is there at
+    all, in C, before reading the headers one by one.
     """
 
     __slots__ = ("client", "line", "resolution", "silent")
@@ -68,7 +70,8 @@ class _KnownPeer(PeerResolver):
             self.silent = all(type(entry) is tuple for entry in headers)
             self._answer(None, self.unchanged)
         elif line != self.line:
-            self._answer(line, self._replaced(self.rules.walk_line(line)[0]))
+            remembered = line if len(line) <= _LONGEST_LINE else None
+            self._answer(remembered, self._replaced(self.rules.walk_line(line)[0]))
 
     def _answer(self, line: bytes | None, resolution: Resolution) -> None:
         self.line = line

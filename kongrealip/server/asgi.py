@@ -207,26 +207,36 @@ class Server(uvicorn.Server):
         arrival.handshake = None
 
     async def _open_tls(self, arrival: Arrival) -> None:
-        factory = partial(self._make_protocol, arrival)
+        made = self._make_protocol(arrival)
         context = self._doors[arrival.listener].context
         timeout = max(_LOOK_SECONDS, arrival.deadline - self._loop.time())
         try:
             await self._loop.connect_accepted_socket(
-                factory, arrival.sock, ssl=context,
+                lambda: made, arrival.sock, ssl=context,
                 ssl_handshake_timeout=timeout, ssl_shutdown_timeout=_GOODBYE_SECONDS,
             )  # fmt: skip
-        except ConnectionAbortedError:
+        except (OSError, asyncio.CancelledError) as error:
+            # The garbage collector comes too seldom for these two. The exception and a frame of
+            # asyncio hold each other, and a quarter of a megabyte; so do the protocol and its
+            # parser, which are parted when a connection is lost, and this one was never made.
+            error.__traceback__ = None
+            if isinstance(made, HTTP1Protocol):
+                made.parser = None  # type: ignore[assignment]
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            self._tell_of_handshake(arrival, error)
+
+    def _tell_of_handshake(self, arrival: Arrival, error: OSError) -> None:
+        if isinstance(error, ConnectionAbortedError):
             text = "no whole TLS handshake before the deadline"
             self._reception.refuse_handshake(arrival, text, "timeout")
-        except ConnectionResetError:
-            # Hung up in the handshake, as health checks and port scanners do. Nothing to tell.
-            pass
-        except ssl.SSLError as error:
+        elif isinstance(error, ssl.SSLError):
             hint = ""
             if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
                 hint = "; plain HTTP, or a preamble, reached an ssl port without proxy_protocol"
             self._tell_of_tls(arrival, f"{error.reason}{hint}")
-        except OSError as error:
+        elif not isinstance(error, ConnectionResetError):
+            # That would be one that hung up, as health checks and port scanners do: nothing to tell.
             self._tell_of_tls(arrival, str(error))
 
     def _tell_of_tls(self, arrival: Arrival, reason: str) -> None:

@@ -36,6 +36,9 @@ _OF_THAT_CONNECTION = (
 _NO_PREAMBLE = ("http", "tls", "not_proxy")
 # What a receive buffer surely has room for, and more than most preambles and ClientHellos have.
 _LONG = 4096
+# A Unix socket has room for no more than some seventy writes, however short. Longer than what may
+# be the beginning of something else than a preamble.
+_LONG_FOR_UNIX = 16
 _HANDSHAKE_RECORD = 0x16
 _NONE_OF_IT = (None, 0)
 _UNIX_PEER = Address(UNIX, None)
@@ -66,6 +69,7 @@ class Listener:
         self._is_tls = listen.ssl
         self._most_bytes = reception.limit + (_LONG + 1 if listen.ssl else 0)
         self._is_unix = sock.family == socket.AF_UNIX
+        self._long = _LONG_FOR_UNIX if self._is_unix else _LONG
         self._family = sock.family
         self._socket_class = _SOCKET_CLASSES[sock.family]
         # Where the listener stands on one address, that is the local end of every connection.
@@ -192,12 +196,12 @@ class Listener:
         if found is None:
             if has_ended or not peeked:
                 raise PreambleError("closed in the middle of its preamble", "cut_off")
-            if len(peeked) > _LONG:
+            if len(peeked) > self._long:
                 # All of it belongs to the preamble, and the rest might not fit in behind it.
                 self._held[sock.fileno()] = held + sock.recv(len(peeked))
             return False
         preamble, end = found
-        if self._is_tls and not _may_shake_hands(data, end):
+        if self._is_tls and not _may_shake_hands(data, end, self._long):
             if has_ended:
                 raise ConnectionAbortedError
             return False
@@ -286,13 +290,13 @@ class Listener:
         return self.waiting.leave(descriptor)
 
 
-def _may_shake_hands(data: bytes, start: int) -> bool:
+def _may_shake_hands(data: bytes, start: int, most: int) -> bool:
     """Whether the first record of TLS is there, or something that is none.
 
     A handshake that has begun costs the loop a hundred kilobytes, and a client that sends half a
     ClientHello nothing. RFC 8446, section 5.1: a type, a version, a length of two bytes.
     """
     length = len(data) - start
-    if length == 0 or data[start] != _HANDSHAKE_RECORD or length > _LONG:
+    if length == 0 or data[start] != _HANDSHAKE_RECORD or length > most:
         return length > 0
     return length >= 5 and length >= 5 + int.from_bytes(data[start + 3 : start + 5], "big")

@@ -14,6 +14,7 @@ from kongrealip.realip import Connection
 # As much as nginx takes with its large_client_header_buffers of 4 8k. uvicorn has no limit, and
 # what a head costs in time and memory would be up to whoever sends it.
 _LONGEST_HEAD = 32768
+_PIECE = 4096
 
 
 class HTTP1Protocol(HttpToolsProtocol):
@@ -37,27 +38,28 @@ class HTTP1Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Do as uvicorn does, up to the end of a head that is too long."""
-        is_long = len(data) > _LONGEST_HEAD and not self._is_in_body()
-        if is_long and data.find(b"\r\n\r\n", 0, _LONGEST_HEAD) < 0:
-            self._refuse_head()
-            return
+        while len(data) > _PIECE and not self._is_in_body():
+            # In pieces, so that the end comes before such a head has been read.
+            HTTP1Protocol.data_received(self, data[:_PIECE])
+            data = data[_PIECE:]
+            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                return
+        scope = self.scope
         super().data_received(data)
         cycle = self.cycle
-        if cycle is not None and cycle.scope is self.scope:
-            self._head_bytes = 0
-            return
-        # In the middle of a head.
-        self._head_bytes += len(data)
-        if self._head_bytes > _LONGEST_HEAD and not self.transport.is_closing():
-            self._refuse_head()
+        if cycle is None or cycle.scope is not self.scope:
+            # In the middle of a head, which began in this piece or in an earlier one.
+            self._head_bytes = len(data) + (self._head_bytes if self.scope is scope else 0)
+            if self._head_bytes > _LONGEST_HEAD and not self.transport.is_closing():
+                self.send_400_response("Request header too large.")
 
     def _is_in_body(self) -> bool:
         """Whether what comes next belongs to a request whose head has been read."""
         cycle = self.cycle
-        return cycle is not None and cycle.scope is self.scope and cycle.more_body
-
-    def _refuse_head(self) -> None:
-        self.send_400_response("Request header too large.")
+        if cycle is None or cycle.scope is not self.scope:
+            return False
+        # Behind an early answer uvicorn takes no note of the body's end.
+        return cycle.more_body and not cycle.response_complete
 
     def close_if_slow(self, now: float, timeout: float) -> None:
         """Close what takes too long for the head of a request, for which uvicorn has no limit.
