@@ -148,11 +148,13 @@ class Listener:
                     # readable, and accepting at once again would spin.
                     self._pause(error.strerror or str(error))
                     return None
-        return self._socket(descriptor), _UNIX_PEER if self._is_unix else Address(address[0], address[1])
+        sock = self._socket(descriptor)
+        # The descriptor stays so, through all the objects that it has on its way.
+        sock.setblocking(False)
+        return sock, _UNIX_PEER if self._is_unix else Address(address[0], address[1])
 
     def _socket(self, descriptor: int) -> socket.socket:
         sock: socket.socket = self._socket_class(self._family, socket.SOCK_STREAM, 0, descriptor)
-        sock.setblocking(False)
         return sock
 
     def _pause(self, reason: str) -> None:
@@ -231,9 +233,11 @@ class Listener:
         if not self._is_tls:
             self._reception.hand_over(arrival)
             return
-        self._reception.make_room()
+        if deadline is None:
+            self._reception.make_room()
+            deadline = self._loop.time() + self._reception.timeout
         # One deadline counts for preamble and handshake.
-        arrival.deadline = deadline or self._loop.time() + self._reception.timeout
+        arrival.deadline = deadline
         self._reception.shake_hands(arrival)
 
     def _wait(self, sock: socket.socket) -> None:

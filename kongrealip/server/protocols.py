@@ -15,6 +15,8 @@ from kongrealip.realip import Connection
 # what a head costs in time and memory would be up to whoever sends it.
 _LONGEST_HEAD = 32768
 _PIECE = 4096
+# Called for each read, and super() would cost a third of what the count costs.
+_receive = HttpToolsProtocol.data_received
 
 
 class HTTP1Protocol(HttpToolsProtocol):
@@ -45,7 +47,7 @@ class HTTP1Protocol(HttpToolsProtocol):
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
         scope = self.scope
-        super().data_received(data)
+        _receive(self, data)
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
             # In the middle of a head, which began in this piece or in an earlier one.
