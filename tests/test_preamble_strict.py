@@ -15,7 +15,7 @@ from proxyprotocol.v2 import ProxyProtocolV2
 
 from kongrealip.errors import PreambleError
 from kongrealip.preamble import REASONS, Preamble, parse
-from kongrealip.preamble.strict import crc32c
+from kongrealip.preamble.tlv import crc32c
 from tests.faults.fuzz_preambles import Case, check
 from tests.test_preamble import REFUSED as REFUSED_ANYWAY
 from tests.test_preamble import SIGNATURE, WIRE

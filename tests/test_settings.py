@@ -11,6 +11,7 @@ from kongrealip.config.check import serve_warnings, trust_warnings
 from kongrealip.config.kongconf import nginx_time, nginx_word
 from kongrealip.config.listen import HTTP_FLAGS, Keepalive, parse_listen
 from kongrealip.config.names import READ, READ_OF_OURS
+from kongrealip.config.relay import load_relay
 from kongrealip.config.settings import DEFAULT_PROXY_LISTEN
 from tests.nginx import starts_with
 
@@ -223,7 +224,9 @@ def test_what_kong_lets_change_the_client_elsewhere() -> None:
 KONGS_OWN = """
 prefix log_level vaults proxy_access_log proxy_error_log proxy_stream_access_log proxy_stream_error_log
 admin_access_log admin_error_log admin_gui_access_log admin_gui_error_log status_access_log status_error_log plugins
-dedicated_config_processing pluginserver_names anonymous_reports proxy_server error_default_type role cluster_mtls
+nginx_proxy_ssl_client_certificate nginx_proxy_ssl_verify_client nginx_http_ssl_client_certificate
+nginx_stream_ssl_client_certificate nginx_sproxy_ssl_certificate nginx_sproxy_ssl_verify_depth nginx_sproxy_proxy_timeout
+nginx_sproxy_ssl_trusted_certificate dedicated_config_processing pluginserver_names anonymous_reports proxy_server error_default_type role cluster_mtls
 cluster_cert cluster_cert_key cluster_ca_cert cluster_allowed_common_names cluster_server_name cluster_control_plane
 cluster_max_payload cluster_dp_labels cluster_listen cluster_telemetry_listen cluster_data_plane_purge_delay
 cluster_ocsp cluster_use_proxy lmdb_environment_path lmdb_map_size proxy_url admin_listen admin_api_uri
@@ -286,11 +289,10 @@ def test_every_name_that_is_read_is_listed() -> None:
     """The near misses are looked for in this list."""
     environ = {f"KONG_{name.upper()}": "" for name in READ if "listen" not in name}
     environ |= {f"KONGREALIP_{name.upper()}": "" for name in READ_OF_OURS}
-    settings = Settings.load(
-        {**environ, "KONG_PROXY_LISTEN": "off", "KONG_STREAM_LISTEN": "off", "KONG_STATUS_LISTEN": "off"}
-    )
+    environ |= {"KONG_PROXY_LISTEN": "off", "KONG_STREAM_LISTEN": "off", "KONG_STATUS_LISTEN": "off"}
+    settings, _ = load_relay(environ)
     assert {*READ, *READ_OF_OURS} <= set(settings.given)
-    assert settings.warnings == ()
+    assert settings.warnings == Settings.load(environ).warnings == ()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``kongrealip``: serve, config, demo, --version.
+"""``kongrealip``: serve, relay, config, demo, --version.
 
 Exit codes: 0 ended as asked, 2 wrong usage, 3 could not start.
 """
@@ -46,6 +46,18 @@ def _check_workers(context: click.Context, parameter: click.Parameter, value: st
     raise click.BadParameter(f"{value!r}: write auto or a number of at least 1")
 
 
+_loop = click.option(
+    "--loop", type=click.Choice(["auto", "uvloop", "asyncio"]), default="auto", show_default=True
+)
+_workers = click.option(
+    "--workers",
+    metavar="N|auto",
+    callback=_check_workers,
+    help="Processes, under a parent that replaces them; auto is the number of cores. Wins over"
+    " KONG_NGINX_WORKER_PROCESSES. Without either this process serves by itself.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(message=_version_line())
 def cli() -> None:
@@ -64,14 +76,8 @@ def cli() -> None:
     help="Listen on this Unix socket, with flags behind it as in KONG_PROXY_LISTEN."
     " Without KONG_PROXY_LISTEN it is the only listener.",
 )
-@click.option("--loop", type=click.Choice(["auto", "uvloop", "asyncio"]), default="auto", show_default=True)
-@click.option(
-    "--workers",
-    metavar="N|auto",
-    callback=_check_workers,
-    help="Processes, under a parent that replaces them; auto is the number of cores. Wins over"
-    " KONG_NGINX_WORKER_PROCESSES. Without either this process serves by itself.",
-)
+@_loop
+@_workers
 @click.option(
     "--access-log/--no-access-log", default=True, show_default=True, help="A line for each request."
 )
@@ -89,6 +95,48 @@ def serve(app: str | None, factory: bool, **options: Any) -> None:
     _end_at_signals()
     try:
         code = run(Options(app, factory, **options), dict(os.environ))
+    except KongRealIPError as error:
+        cannot_start(error)
+    sys.exit(code)
+
+
+@cli.command()
+@click.option("--upstream", multiple=True, metavar="HOST:PORT", help="Where to relay to; several take turns.")
+@click.option("--listen", metavar="LIST", help="As KONG_STREAM_LISTEN.")
+@click.option("--send-proxy", metavar="off|v1|v2", help="The preamble that the upstream gets. [default: off]")
+@click.option("--allow", metavar="NETWORKS", help="Clients that may connect. [default: everybody]")
+@click.option("--upstream-tls", metavar="on|off", help="TLS to the upstream. [default: off]")
+@click.option("--upstream-tls-ca", metavar="FILE", help="Its authorities. [default: those of the system]")
+@click.option("--upstream-tls-verify", metavar="on|off", help="Verify its certificate. [default: on]")
+@click.option("--alpn", metavar="LIST", help="Protocols to offer on ssl listeners, as in h2,http/1.1.")
+@click.option("--connect-timeout", metavar="TIME", help="For an upstream to take a connection. [default: 5s]")
+@click.option("--idle-timeout", metavar="TIME", help="Closed when nothing moves so long. [default: 10m]")
+@click.option("--drain-timeout", metavar="TIME", help="At the end connections go on so long. [default: 20s]")
+@_conf
+@_env_file
+@_loop
+@_workers
+def relay(
+    upstream: tuple[str, ...],
+    listen: str | None,
+    conf: str | None,
+    env_file: str | None,
+    loop: str,
+    workers: str | None,
+    **words: str | None,
+) -> None:
+    """Open every listener of KONG_STREAM_LISTEN and pass raw TCP on to an upstream.
+
+    Each option with a value of its own has a variable, KONGREALIP_UPSTREAM for --upstream, and
+    wins over it.
+    """
+    from kongrealip.cli.relay import Options, run
+
+    words |= {"upstream": ",".join(upstream) or None, "stream_listen": listen}
+    given = {key: word for key, word in words.items() if word is not None}
+    _end_at_signals()
+    try:
+        code = run(Options(given, conf, env_file, loop, workers), dict(os.environ))
     except KongRealIPError as error:
         cannot_start(error)
     sys.exit(code)

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import ssl
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from kongrealip.cli import whoami
-from kongrealip.cli.settings import load_settings, set_up_logging
+from kongrealip.cli import processes, whoami
+from kongrealip.cli.processes import Service, workers_of
+from kongrealip.cli.settings import load_settings
 from kongrealip.config import Listen, Settings
 from kongrealip.config.check import serve_warnings
 from kongrealip.config.listen import HTTP_FLAGS, flags_of
 from kongrealip.errors import StartError
 from kongrealip.middleware.asgi import RealIPMiddleware
-from kongrealip.server import sockets, tls
+from kongrealip.server import tls
 from kongrealip.server.access_log import AccessLog, logged
 from kongrealip.server.asgi import Server, import_app
 from kongrealip.server.counters import Counters, counted, keys_of
-from kongrealip.server.sockets import Sockets
-from kongrealip.server.workers import ROWS_TO_SPARE, Plan, Supervisor
 
 logger = logging.getLogger("kongrealip")
-
-_EVERY_CORE = "auto"
 
 
 class Options(NamedTuple):
@@ -46,18 +40,27 @@ class Options(NamedTuple):
 
 def run(options: Options, environ: Mapping[str, str]) -> int:
     """Serve until a signal comes, and return the exit code. Raises StartError where it cannot begin."""
+    return processes.run(partial(_service, options, environ), environ)
+
+
+def _service(options: Options, environ: Mapping[str, str]) -> Service:
     settings, environ_of_app = _read(options, environ)
-    set_up_logging(settings)
-    workers = _workers(options, settings)
-    _announce(settings)
-    inherited = sockets.inherited(environ)
-    if workers is None:
-        return _serve_alone(options, settings, environ_of_app, inherited)
-    contexts = _contexts(settings)
     listens = (*settings.proxy_listen, *settings.status_listen)
-    opened = sockets.open_all(listens, workers, settings.client_header_timeout, inherited)
-    plan = _plan(options, settings, environ_of_app, contexts, opened, workers, None)
-    return Supervisor(plan, partial(_renew, options, environ)).run()
+    contexts = tls.contexts(settings, listens)
+
+    def prepare(counters: Counters, row: int) -> Callable[..., Server]:
+        os.environ.update(environ_of_app)
+        layers = _layers(_application(options), settings, counters, row)
+        return partial(Server, layers, settings, contexts=contexts, loop=options.loop)
+
+    return Service(
+        settings,
+        listens,
+        workers_of(options.workers, settings),
+        keys_of(settings),
+        partial(_announce, settings),
+        prepare,
+    )
 
 
 def _read(options: Options, environ: Mapping[str, str]) -> tuple[Settings, Mapping[str, str]]:
@@ -74,19 +77,6 @@ def _read(options: Options, environ: Mapping[str, str]) -> tuple[Settings, Mappi
     return settings, environ
 
 
-def _workers(options: Options, settings: Settings) -> int | None:
-    """How many were asked for; None is this process alone."""
-    if options.workers is not None:
-        return _cores() if options.workers == _EVERY_CORE else int(options.workers)
-    if "nginx_worker_processes" in settings.given:
-        return settings.nginx_worker_processes or _cores()
-    return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _announce(settings: Settings) -> None:
     for warning in serve_warnings(settings):
         logger.warning(warning)
@@ -100,95 +90,6 @@ def _announce(settings: Settings) -> None:
         ", recursive" if settings.real_ip_recursive else "",
         ", ".join(settings.trusted_ips) or "nobody, so the peer is always the client",
     )
-
-
-def _serve_alone(
-    options: Options, settings: Settings, environ: Mapping[str, str], inherited: list[Any]
-) -> int:
-    if not sys.stdin.isatty():
-        # Sent by somebody who takes this for a server with workers: no reason to die of it.
-        signal.signal(signal.SIGHUP, _tell_of_workers)
-    # The application first: nobody should connect to a port behind which nothing will ever be.
-    os.environ.update(environ)
-    application = _application(options)
-    contexts = _contexts(settings)
-    counters = Counters(keys_of(settings), 1)
-    layers = _layers(application, settings, counters, 0)
-    listens = (*settings.proxy_listen, *settings.status_listen)
-    opened = sockets.open_all(listens, 0, settings.client_header_timeout, inherited)
-    server = Server(
-        layers, settings, opened.of_worker(0), contexts,
-        loop=options.loop, counters=counters, on_ending=opened.turn_newcomers_away,
-    )  # fmt: skip
-    try:
-        server.run()
-    finally:
-        # Where it never came to serve.
-        opened.turn_newcomers_away()
-    return 0
-
-
-def _tell_of_workers(number: int, frame: object) -> None:
-    logger.warning("SIGHUP: nothing is read anew without --workers")
-
-
-def _plan(
-    options: Options,
-    settings: Settings,
-    environ: Mapping[str, str],
-    contexts: Mapping[bool, ssl.SSLContext],
-    opened: Sockets,
-    workers: int,
-    counters: Counters | None,
-) -> Plan:
-    """What workers do."""
-    keys = keys_of(settings)
-    # Kept over a renewal where it can be: what is scraped should not begin anew.
-    if counters is None or set(counters.keys) != set(keys) or counters.rows <= workers + ROWS_TO_SPARE:
-        counters = Counters(keys, 1 + workers + ROWS_TO_SPARE)
-    parent = os.getpid()
-
-    def serve(number: int, row: int, on_ready: Callable[[], None]) -> None:
-        os.environ.update(environ)
-        try:
-            layers = _layers(_application(options), settings, counters, row)
-        except StartError as error:
-            logger.error("%s", error)
-            sys.exit(3)
-        server = Server(
-            layers, settings, opened.of_worker(number), contexts,
-            loop=options.loop, counters=counters, row=row, parent=parent, on_ready=on_ready,
-        )  # fmt: skip
-        server.run()
-
-    return Plan(workers, opened, counters, serve)
-
-
-def _renew(options: Options, environ: Mapping[str, str], present: Plan) -> tuple[Plan, Sockets]:
-    """The plan for the configuration as it is now. Raises KongRealIPError where that is wrong."""
-    settings, environ_of_app = _read(options, environ)
-    workers = _workers(options, settings) or present.workers
-    contexts = _contexts(settings)
-    listens = (*settings.proxy_listen, *settings.status_listen)
-    opened, left_over = present.sockets.renewed(listens, workers, settings.client_header_timeout)
-    try:
-        # The last that can fail, for what has failed is to be told in the old log.
-        set_up_logging(settings)
-    except StartError:
-        opened.close_but(present.sockets.opened)
-        raise
-    plan = _plan(options, settings, environ_of_app, contexts, opened, workers, present.counters)
-    _announce(settings)
-    return plan, left_over
-
-
-def _contexts(settings: Settings) -> dict[bool, ssl.SSLContext]:
-    """TLS for listeners with and without http2, where there are such."""
-    wanted = {listen.http2 for listen in (*settings.proxy_listen, *settings.status_listen) if listen.ssl}
-    if wanted and not settings.ssl_cert:
-        certificate, key = tls.self_signed()
-        settings = settings._replace(ssl_cert=(certificate,), ssl_cert_key=(key,))
-    return {http2: tls.context(settings, http2) for http2 in wanted}
 
 
 def _layers(application: Any, settings: Settings, counters: Counters, row: int) -> Any:

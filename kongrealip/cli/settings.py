@@ -13,6 +13,7 @@ import click
 
 from kongrealip.config import Settings
 from kongrealip.config.kongconf import parse_environment
+from kongrealip.config.relay import RelaySettings, load_relay
 from kongrealip.errors import SettingsError, StartError
 
 _LEVELS = {
@@ -38,19 +39,40 @@ def load_settings(
     Returns with them the environment that this makes. Raises SettingsError, and StartError where
     a file cannot be read.
     """
-    from_file: Mapping[str, str] = {}
-    if env_file is not None:
-        try:
-            from_file = parse_environment(_content(env_file))
-        except ValueError as error:
-            raise SettingsError([f"{env_file}: {error}"]) from error
+    from_file = _from_file(env_file)
     both = {**from_file, **environ}
     settings = Settings.load(both, None if conf is None else _content(conf))
-    given = {
+    return settings._replace(given=_origins(settings.given, from_file, environ, env_file)), both
+
+
+def load_relay_settings(
+    conf: str | None, env_file: str | None, environ: Mapping[str, str], options: Mapping[str, str]
+) -> tuple[Settings, RelaySettings]:
+    """The same for a relay; the words of the command line win over all of them."""
+    from_file = _from_file(env_file)
+    content = None if conf is None else _content(conf)
+    settings, relay = load_relay({**from_file, **environ}, content, options)
+    given = _origins(settings.given, from_file, environ, env_file)
+    return settings._replace(given=given), relay._replace(given=given)
+
+
+def _from_file(env_file: str | None) -> Mapping[str, str]:
+    if env_file is None:
+        return {}
+    try:
+        return parse_environment(_content(env_file))
+    except ValueError as error:
+        raise SettingsError([f"{env_file}: {error}"]) from error
+
+
+def _origins(
+    given: Mapping[str, str], from_file: Mapping[str, str], environ: Mapping[str, str], env_file: str | None
+) -> dict[str, str]:
+    """Where each key that was set came from, the environment file by its name."""
+    return {
         key: f"{name} in {env_file}" if name in from_file and name not in environ else name
-        for key, name in settings.given.items()
+        for key, name in given.items()
     }
-    return settings._replace(given=given), both
 
 
 def _content(path: str) -> str:

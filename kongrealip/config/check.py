@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from kongrealip.config.relay import RelaySettings
 from kongrealip.config.settings import Settings
 from kongrealip.realip.networks import TrustedNetworks
 from kongrealip.realip.resolve import PROXY_PROTOCOL
@@ -46,3 +49,42 @@ def serve_warnings(settings: Settings) -> list[str]:
     if settings.stream_listen:
         warnings.append(f"{settings.given['stream_listen']} has no effect here: serve opens proxy_listen")
     return warnings
+
+
+def relay_warnings(settings: Settings, relay: RelaySettings) -> list[str]:
+    """What ``kongrealip relay`` should say at start, one line each."""
+    warnings = list(settings.warnings)
+    if any(listen.proxy_protocol for listen in settings.stream_listen):
+        # Whatever the header is for serve: a relay has preambles and nothing else.
+        warnings += trust_warnings(settings._replace(real_ip_header=PROXY_PROTOCOL))
+        if not settings.trusted_ips:
+            warnings.append(
+                "nobody is trusted, so the preamble is read and not used; list the balancer's networks in"
+                " KONG_TRUSTED_IPS"
+            )
+    warnings += [
+        f"{settings.given.get(key, key)} has no effect{reason}"
+        for key, reason in _without_effect(settings, relay)
+    ]
+    return warnings
+
+
+def _without_effect(settings: Settings, relay: RelaySettings) -> Iterator[tuple[str, str]]:
+    """Keys that were given in vain, and why."""
+    if settings.proxy_protocol_optional_from and not any(
+        listen.proxy_protocol for listen in settings.stream_listen
+    ):
+        yield "proxy_protocol_optional_from", ": no listener has the flag proxy_protocol"
+    if not any(listen.ssl for listen in settings.stream_listen):
+        for key in ("alpn", "client_ca"):
+            if getattr(relay, key):
+                yield key, ": no listener has the flag ssl"
+    elif relay.client_ca is not None and relay.client_verify == "off":
+        yield "client_ca", ": set KONG_NGINX_SPROXY_SSL_VERIFY_CLIENT to on or optional"
+    if relay.upstream_tls_ca is not None:
+        if not relay.upstream_tls:
+            yield "upstream_tls_ca", ": set KONGREALIP_UPSTREAM_TLS=on"
+        elif not relay.upstream_tls_verify:
+            yield "upstream_tls_ca", ": KONGREALIP_UPSTREAM_TLS_VERIFY is off"
+    if settings.proxy_listen and "proxy_listen" in settings.given:
+        yield "proxy_listen", " here: relay opens stream_listen"

@@ -32,6 +32,8 @@ READ = (
     "status_listen",
     "nginx_http_client_header_timeout",
     "nginx_proxy_client_header_timeout",
+    "nginx_sproxy_ssl_client_certificate",
+    "nginx_sproxy_ssl_verify_client",
 )
 READ_OF_OURS = (
     "preamble_max_bytes",
@@ -39,6 +41,16 @@ READ_OF_OURS = (
     "proxy_protocol_strict",
     "half_open_connections",
     "access_log_format",
+    "upstream",
+    "send_proxy",
+    "allow",
+    "upstream_tls",
+    "upstream_tls_verify",
+    "upstream_tls_ca",
+    "alpn",
+    "connect_timeout",
+    "idle_timeout",
+    "drain_timeout",
 )
 _OVERRULED_IN_KONG = {
     "nginx_proxy_set_real_ip_from": "list the network in trusted_ips",
@@ -46,6 +58,15 @@ _OVERRULED_IN_KONG = {
     "nginx_location_real_ip_header": "set real_ip_header",
     "nginx_location_real_ip_recursive": "set real_ip_recursive",
 }
+# Directives of other blocks, or of another meaning, which are no slips of the two for client certificates.
+_NO_SLIPS = (
+    "nginx_proxy_ssl_client_certificate",
+    "nginx_proxy_ssl_verify_client",
+    "nginx_http_ssl_client_certificate",
+    "nginx_stream_ssl_client_certificate",
+    "nginx_sproxy_ssl_certificate",
+    "nginx_sproxy_ssl_verify_depth",
+)
 # How alike two names must be to be taken for a slip: "trusted_ip" and "trusted_ips" score 0.95,
 # Kong's own "lua_ssl_protocols" and our "ssl_protocols" 0.87.
 _ALIKE = 0.88
@@ -69,6 +90,8 @@ def unread_names(environ: Mapping[str, str], file: Mapping[str, str]) -> list[st
 def _about(name: str, key: str, known: tuple[str, ...], prefix: str) -> list[str]:
     if key in _OVERRULED_IN_KONG:
         return [f"{name} is not read here, {_OVERRULED_IN_KONG[key]} instead"]
+    if key in _NO_SLIPS:
+        return []
     if key in known:
         meant = key
     else:

@@ -13,7 +13,6 @@ from kongrealip.config import kongconf
 from kongrealip.config.listen import HTTP_FLAGS, STREAM_FLAGS, Listen
 from kongrealip.config.names import unread_names
 from kongrealip.config.source import OURS, Source
-from kongrealip.errors import SettingsError
 from kongrealip.preamble import DEFAULT_LIMIT
 from kongrealip.realip.networks import TrustedNetworks
 from kongrealip.realip.resolve import Rules
@@ -125,10 +124,16 @@ class Settings(NamedTuple):
 
 
 def _load(source: Source) -> Settings:
-    """Read every key. Raises SettingsError with all problems there are."""
+    settings = read(source)
+    source.check()
+    return settings
+
+
+def read(source: Source) -> Settings:
+    """Read every key; the problems are left with the source."""
     settings = Settings(
         trusted_ips=source.networks("trusted_ips"),
-        real_ip_header=source.nginx_text("real_ip_header", DEFAULT_HEADER),
+        real_ip_header=_real_ip(source, "real_ip_header", DEFAULT_HEADER),
         real_ip_recursive=_real_ip_recursive(source),
         proxy_listen=source.listens("proxy_listen", DEFAULT_PROXY_LISTEN, HTTP_FLAGS),
         stream_listen=source.listens("stream_listen", "off", STREAM_FLAGS),
@@ -151,20 +156,23 @@ def _load(source: Source) -> Settings:
         client_header_timeout=_client_header_timeout(source),
         preamble_max_bytes=_preamble_max_bytes(source),
         proxy_protocol_optional_from=source.networks("proxy_protocol_optional_from", OURS),
-        proxy_protocol_strict=source.choice("proxy_protocol_strict", ("on", "off"), "off", OURS) == "on",
+        proxy_protocol_strict=source.switch("proxy_protocol_strict", "off", OURS),
         half_open_connections=source.number("half_open_connections", 1, _NO_MORE_THAN, "a number", OURS),
         access_log_format=source.choice("access_log_format", ACCESS_LOG_FORMATS, "kong", OURS),
         given=source.given,
         warnings=tuple(unread_names(source.environ, source.file)),
     )
     _check_pairs(source, settings)
-    if source.problems:
-        raise SettingsError(source.problems)
     return settings
 
 
+def _real_ip(source: Source, key: str, default: str) -> str:
+    """Kong's own spelling is overruled by that of the directive."""
+    return source.nginx_text(key, default, f"nginx_proxy_{key}", key)
+
+
 def _real_ip_recursive(source: Source) -> bool:
-    word = source.nginx_text("real_ip_recursive", "off")
+    word = _real_ip(source, "real_ip_recursive", "off")
     if word.lower() not in ("on", "off"):
         source.problem("real_ip_recursive", f"{word!r}: nginx takes on or off, write one of them")
     return word.lower() == "on"
@@ -205,14 +213,12 @@ def _ssl_protocols(source: Source) -> tuple[str, ...]:
 def _client_header_timeout(source: Source) -> float:
     """Kong passes the directive on to nginx: at server level first, then at http level."""
     for key in ("nginx_proxy_client_header_timeout", "nginx_http_client_header_timeout"):
-        text = source.text(key) or "NONE"
-        if text == "NONE":
+        if source.text(key) == "NONE":
             continue
-        seconds = kongconf.nginx_time(text)
+        seconds = source.seconds(key)
         if seconds:
             source.given["client_header_timeout"] = source.given[key]
             return seconds
-        source.problem(key, f"{text!r}: write a time above 0 as nginx does, as in 60s or 500ms")
     return _CLIENT_HEADER_TIMEOUT
 
 

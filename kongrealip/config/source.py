@@ -9,23 +9,32 @@ from collections.abc import Mapping
 
 from kongrealip.config import kongconf
 from kongrealip.config.listen import Listen, parse_listens
+from kongrealip.errors import SettingsError
 from kongrealip.realip.networks import UNIX, parse_network
 
 #: The prefix of what goes beyond Kong. Such keys are read from the environment alone.
 OURS = "KONGREALIP_"
+# Options that are not called as their key.
+_OPTIONS = {"stream_listen": "--listen"}
 
 
 class Source:
     """An environment and a file, read key by key, collecting problems on the way.
 
-    ``given`` maps each key that was set to the name it was set by.
+    ``given`` maps each key that was set to the name it was set by. ``options`` are the command
+    line's words by key, and win over both.
     """
 
     def __init__(
-        self, environ: Mapping[str, str], file: Mapping[str, str], origin: str = "{} in kong.conf"
+        self,
+        environ: Mapping[str, str],
+        file: Mapping[str, str],
+        origin: str = "{} in kong.conf",
+        options: Mapping[str, str] = {},
     ) -> None:
         self.environ = environ
         self.file = file
+        self.options = options
         self.problems: list[str] = []
         self.given: dict[str, str] = {}
         self._origin = origin
@@ -33,7 +42,9 @@ class Source:
     def text(self, key: str, prefix: str = "KONG_") -> str | None:
         """The stripped text that was given for a key: "" where it was set and empty."""
         name = prefix + key.upper()
-        if name in self.environ:
+        if key in self.options:
+            text, name = self.options[key], _OPTIONS.get(key, f"--{key.replace('_', '-')}")
+        elif name in self.environ:
             text = self.environ[name]
         elif key in self.file and prefix == "KONG_":
             text, name = self.file[key], self._origin.format(key)
@@ -46,6 +57,11 @@ class Source:
         """One line: the name that the key was set by, and what is wrong."""
         self.problems.append(f"{self.given[key]}: {text}")
 
+    def check(self) -> None:
+        """Raise SettingsError with all problems that there are."""
+        if self.problems:
+            raise SettingsError(self.problems)
+
     def networks(self, key: str, prefix: str = "KONG_") -> tuple[str, ...]:
         """Addresses, CIDR blocks and ``unix:``, as written and checked."""
         entries = kongconf.array(self.text(key, prefix) or "")
@@ -57,9 +73,9 @@ class Source:
                 self.problem(key, f"entry {position} {entry!r}: {error}")
         return tuple(entries)
 
-    def nginx_text(self, key: str, default: str) -> str:
-        """The argument of a directive that has a ``nginx_proxy_*`` spelling, which wins."""
-        for spelling in (f"nginx_proxy_{key}", key):
+    def nginx_text(self, key: str, default: str, *spellings: str) -> str:
+        """The argument of a directive, by the first of its spellings that was given."""
+        for spelling in spellings:
             text = self.text(spelling)
             if text is None:
                 continue
@@ -85,6 +101,19 @@ class Source:
         if text not in choices:
             self.problem(key, f"{text!r}: write one of {', '.join(choices)}")
         return text
+
+    def switch(self, key: str, default: str, prefix: str = "KONG_") -> bool:
+        return self.choice(key, ("on", "off"), default, prefix) == "on"
+
+    def seconds(self, key: str, prefix: str = "KONG_") -> float | None:
+        """An nginx time above 0, or None where none was given."""
+        text = self.text(key, prefix)
+        if not text:
+            return None
+        seconds = kongconf.nginx_time(text)
+        if not seconds:
+            self.problem(key, f"{text!r}: write a time above 0 as nginx does, as in 60s or 500ms")
+        return seconds
 
     def number(self, key: str, low: int, high: int, what: str, prefix: str = "KONG_") -> int | None:
         """A plain decimal number within bounds, or None where none was given."""
@@ -125,6 +154,11 @@ class Source:
     def pem_list(self, key: str) -> tuple[str, ...]:
         """Paths or PEM texts; base64, the third form that Kong takes, has been resolved."""
         return tuple(map(_pem_or_path, kongconf.array(self.text(key) or "")))
+
+    def pem(self, key: str, prefix: str = "KONG_") -> str | None:
+        """One path or PEM text, or None where none was given."""
+        text = self.text(key, prefix)
+        return _pem_or_path(text) if text else None
 
 
 def _pem_or_path(entry: str) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from functools import cache
 
 from kongrealip.address import bounded_decimal
 from kongrealip.errors import PreambleError
+from kongrealip.preamble.tlv import CRC32C, crc32c, entries
 from kongrealip.preamble.v2 import too_short
 
 # Section 2.1, with CR LF: the CR LF must be among the first 107 bytes.
@@ -25,7 +25,7 @@ _UNSPECIFIED = 0
 # By family: AF_INET, AF_INET6, AF_UNIX. Stream and datagram have the same.
 _ADDRESSES = {1: 12, 2: 36, 3: 216}
 _LAST_TRANSPORT = 2
-_CRC32C, _UNIQUE_ID, _SSL = 0x03, 0x05, 0x20
+_UNIQUE_ID, _SSL = 0x05, 0x20
 _LONGEST_UNIQUE_ID = 128
 _SSL_FIXED = 5
 
@@ -118,7 +118,7 @@ def _check_tlvs(header: bytes, start: int) -> None:
     """The form of all, and of those whose form is defined; what the values say is not judged."""
     checksum: tuple[int, bytes] | None = None
     for kind, position, value in _tlvs(header, start):
-        if kind == _CRC32C:
+        if kind == CRC32C:
             if checksum is not None:
                 # Each would count with the other in it. To verify all of them would also give a
                 # sender a way to make one preamble cost the work of thousands.
@@ -141,13 +141,11 @@ def _check_ssl(value: bytes) -> None:
 
 def _tlvs(area: bytes, position: int) -> Iterator[tuple[int, int, bytes]]:
     """Type, place and value of each; PreambleError where they do not end with the area."""
-    while position < len(area):
-        start = position + 3
-        end = start + int.from_bytes(area[position + 1 : start], "big")
-        if end > len(area):
-            raise PreambleError("version 2 preamble with a TLV that reaches over its end", "tlv")
-        yield area[position], start, area[start:end]
-        position = end
+    for kind, start, value in entries(area, position):
+        yield kind, start, value
+        position = start + len(value)
+    if position < len(area):
+        raise PreambleError("version 2 preamble with a TLV that reaches over its end", "tlv")
 
 
 def _check_checksum(header: bytes, position: int, value: bytes) -> None:
@@ -156,21 +154,3 @@ def _check_checksum(header: bytes, position: int, value: bytes) -> None:
         raise PreambleError(f"version 2 preamble with a checksum of {len(value)} bytes", "checksum")
     if crc32c(header[:position] + bytes(4) + header[position + 4 :]) != int.from_bytes(value, "big"):
         raise PreambleError("version 2 preamble with a wrong checksum", "checksum")
-
-
-def crc32c(data: bytes) -> int:
-    """RFC 4960, appendix B."""
-    table = _crc32c_table()
-    remainder = 0xFFFFFFFF
-    for byte in data:
-        remainder = remainder >> 8 ^ table[(remainder ^ byte) & 0xFF]
-    return remainder ^ 0xFFFFFFFF
-
-
-@cache
-def _crc32c_table() -> tuple[int, ...]:
-    """Made when it is needed first: most programs never need it."""
-    table = list(range(256))
-    for _ in range(8):
-        table = [entry >> 1 ^ (0x82F63B78 if entry & 1 else 0) for entry in table]
-    return tuple(table)

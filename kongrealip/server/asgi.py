@@ -86,13 +86,16 @@ class Server(uvicorn.Server):
         contexts: Mapping[bool, ssl.SSLContext],
         *,
         loop: str = "auto",
+        lifespan: str = "auto",
         counters: Counters | None = None,
         row: int = 0,
         parent: int | None = None,
         on_ready: Callable[[], None] = lambda: None,
         on_ending: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(_config(app, loop, callback_notify=self._look_round, timeout_notify=1))
+        super().__init__(
+            _config(app, loop, lifespan=lifespan, callback_notify=self._look_round, timeout_notify=1)
+        )
         self._settings = settings
         self._opened = opened
         self._contexts = contexts
@@ -148,7 +151,7 @@ class Server(uvicorn.Server):
         config = _config(self._status_app(), "none") if self._settings.status_listen else self.config
         if not config.loaded:
             config.load()
-        for listen in {one.listen for one in self._opened}:
+        for listen in (*self._settings.proxy_listen, *self._settings.status_listen):
             context = self._contexts[listen.http2] if listen.ssl else None
             if listen.address in proxied:
                 door = Door(_protocol_for(listen), self.config, self.lifespan.state, context)
@@ -179,7 +182,7 @@ class Server(uvicorn.Server):
             self._write_gauges()
 
     def _write_gauges(self) -> None:
-        listeners = list(self._doors)
+        listeners = list(dict.fromkeys(one.listen.address for one in self._opened))
         self._reception.write_gauges(listeners)
         status.write_open(self._row, listeners, self.server_state.connections)
 
@@ -224,24 +227,10 @@ class Server(uvicorn.Server):
                 made.parser = None  # type: ignore[assignment]
             if isinstance(error, asyncio.CancelledError):
                 raise
-            self._tell_of_handshake(arrival, error)
-
-    def _tell_of_handshake(self, arrival: Arrival, error: OSError) -> None:
-        if isinstance(error, ConnectionAbortedError):
-            text = "no whole TLS handshake before the deadline"
-            self._reception.refuse_handshake(arrival, text, "timeout")
-        elif isinstance(error, ssl.SSLError):
-            hint = ""
-            if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
-                hint = "; plain HTTP, or a preamble, reached an ssl port without proxy_protocol"
-            self._tell_of_tls(arrival, f"{error.reason}{hint}")
-        elif not isinstance(error, ConnectionResetError):
-            # That would be one that hung up, as health checks and port scanners do: nothing to tell.
-            self._tell_of_tls(arrival, str(error))
-
-    def _tell_of_tls(self, arrival: Arrival, reason: str) -> None:
-        self._row.add("tls_failures", arrival.listener)
-        self._reception.tell(arrival, f"TLS handshake failed: {reason}")
+            if isinstance(error, ConnectionAbortedError):
+                self._reception.time_out_handshake(arrival)
+            else:
+                self._reception.fail_handshake(arrival, error)
 
     def _refuse_stray(self, connection: Connection) -> None:
         self._reception.tell(connection, "a PROXY preamble reached a port without proxy_protocol")

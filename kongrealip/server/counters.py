@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from kongrealip.config import Settings
+from kongrealip.config import Listen, Settings
 from kongrealip.preamble import REASONS
 from kongrealip.realip import EXTENSION_KEY
 from kongrealip.realip.resolve import PEER
@@ -28,17 +28,24 @@ Key = tuple[str, ...]
 
 
 def keys_of(settings: Settings) -> list[Key]:
-    """Everything that can be counted under these settings."""
-    listeners = [listen.address for listen in (*settings.proxy_listen, *settings.status_listen)]
+    """Everything that ``serve`` can count under these settings."""
+    return [
+        *keys_of_listeners((*settings.proxy_listen, *settings.status_listen)),
+        *(("decisions", source) for source in (PEER, settings.real_ip_header)),
+        ("header_values_refused",),
+        ("requests",),
+    ]
+
+
+def keys_of_listeners(listens: Iterable[Listen]) -> list[Key]:
+    """What there is to count at the door, whatever stands behind it."""
+    listeners = [listen.address for listen in listens]
     return [
         *(("accepted", listener) for listener in listeners),
         *(("connections", listener, state) for listener in listeners for state in STATES),
         *(("tls_failures", listener) for listener in listeners),
         *(("preambles", version) for version in ("1", "2", "none")),
         *(("refused", reason) for reason in REFUSALS),
-        *(("decisions", source) for source in (PEER, settings.real_ip_header)),
-        ("header_values_refused",),
-        ("requests",),
         ("worker_restarts",),
     ]
 

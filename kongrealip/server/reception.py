@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+import ssl
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kongrealip.address import Address
 from kongrealip.config import Settings
@@ -25,10 +26,16 @@ _ACCEPTS_A_WAKE_UP = 64
 _AUTO_CONNECTIONS = 16384
 
 
-class Arrival(Connection):
-    """An accepted connection whose socket stands at its first byte of HTTP or TLS.
+class Handshake(Protocol):
+    """What does TLS for an arrival: a task, or something else that can be told to stop."""
 
-    ``handshake`` is the task that does TLS, ``deadline`` when it has to be done.
+    def cancel(self) -> object: ...
+
+
+class Arrival(Connection):
+    """An accepted connection whose socket stands behind its preamble, at its first byte of TLS or data.
+
+    ``handshake`` does TLS, ``deadline`` is when it has to be done.
     """
 
     __slots__ = ("deadline", "handshake", "sock")
@@ -45,7 +52,7 @@ class Arrival(Connection):
         super().__init__(peer, local, preamble, tls, listener)
         self.sock = sock
         self.deadline = 0.0
-        self.handshake: asyncio.Task[None] | None = None
+        self.handshake: Handshake | None = None
 
 
 class Reception:
@@ -119,16 +126,30 @@ class Reception:
             self.row.set("connections", name, "preamble", value=preambles[name])
             self.row.set("connections", name, "handshake", value=handshakes[name])
 
-    def refuse_handshake(self, arrival: Arrival, text: str, reason: str) -> None:
-        """Say and count that a handshake came to nothing."""
+    def refuse(self, arrival: Arrival, text: str, reason: str) -> None:
+        """Say and count that an arrival goes no further; it is not closed here."""
         self.tell(arrival, text)
         self.row.add("refused", reason)
+
+    def time_out_handshake(self, arrival: Arrival) -> None:
+        self.refuse(arrival, "no whole TLS handshake before the deadline", "timeout")
+
+    def fail_handshake(self, arrival: Arrival, error: OSError) -> None:
+        """Say and count why TLS came to nothing."""
+        if isinstance(error, ConnectionResetError):
+            # One that hung up, as health checks and port scanners do: nothing to tell.
+            return
+        reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
+        if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+            reason += "; plain HTTP, or a preamble, reached an ssl port without proxy_protocol"
+        self.row.add("tls_failures", arrival.listener)
+        self.tell(arrival, f"TLS handshake failed: {reason}")
 
     def close(self) -> None:
         """At the end: nobody is waited for any more."""
         for listener in self.listeners:
             listener.close_waiting()
-        for arrival in self.handshakes:
+        for arrival in list(self.handshakes):
             if arrival.handshake is not None:
                 arrival.handshake.cancel()
 
@@ -139,7 +160,7 @@ class Reception:
         oldest = next(iter(self.handshakes), None)
         if oldest is not None and oldest.deadline <= deadline:
             del self.handshakes[oldest]
-            self.refuse_handshake(oldest, "too many connections are in their handshake", "crowded_out")
+            self.refuse(oldest, "too many connections are in their handshake", "crowded_out")
             if oldest.handshake is not None:
                 oldest.handshake.cancel()
         else:

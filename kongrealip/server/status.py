@@ -47,7 +47,7 @@ _FAMILIES = (
         "connections",
         "kongrealip_connections",
         ("listener", "state"),
-        "Connections there are now: in their PROXY preamble, in their TLS handshake, or open for requests.",
+        "Connections there are now: in their PROXY preamble, in their TLS handshake, or open.",
     ),
     _Family(
         "preambles",
@@ -71,7 +71,8 @@ _FAMILIES = (
         "decisions",
         "kongrealip_decisions_total",
         ("source",),
-        "Requests by where the client's address was taken from; peer is the connection itself.",
+        "Requests, or relayed connections, by where the client's address was taken from;"
+        " peer is the connection itself.",
     ),
     _Family(
         "header_values_refused",
@@ -91,7 +92,32 @@ _FAMILIES = (
         (),
         "Workers that ended unasked and were replaced.",
     ),
+    _Family(
+        "relayed_bytes",
+        "kongrealip_relayed_bytes_total",
+        ("direction",),
+        "Bytes that were relayed, without preambles and TLS.",
+    ),
+    _Family(
+        "upstream_connections",
+        "kongrealip_upstream_connections_total",
+        ("upstream",),
+        "Connections that an upstream has taken.",
+    ),
+    _Family(
+        "upstream_failures",
+        "kongrealip_upstream_failures_total",
+        ("upstream",),
+        "Connections that an upstream has refused or not taken in time.",
+    ),
+    _Family(
+        "idle_closed",
+        "kongrealip_idle_closed_total",
+        (),
+        "Relayed connections that were closed because nothing moved.",
+    ),
 )
+_OF_THE_RELAY = ("relayed_bytes", "upstream_connections", "upstream_failures")
 
 
 def status_app(counters: Counters, is_ready: Callable[[], bool], refresh: Callable[[], None]) -> ASGIApp:
@@ -147,6 +173,10 @@ def _describe(total: Mapping[Key, int]) -> dict[str, Any]:
 
     accepted, tls_failures = of("accepted"), of("tls_failures")
     reading = in_state("preamble") + in_state("handshake")
+    # Only serve counts requests, and only relay what it passes on.
+    requests = {"total_requests": total["requests",]} if ("requests",) in total else {}
+    words = {key[0]: count for key, count in total.items() if len(key) == 1 and key[0] != "requests"}
+    relayed = {kind: of(kind) for kind in _OF_THE_RELAY if of(kind)}
     return {
         "server": {
             "connections_accepted": sum(accepted.values()),
@@ -154,7 +184,7 @@ def _describe(total: Mapping[Key, int]) -> dict[str, Any]:
             "connections_handled": sum(accepted.values()) - total["refused", "crowded_out"],
             "connections_active": reading + in_state("open"),
             "connections_reading": reading,
-            "total_requests": total["requests",],
+            **requests,
         },
         "listeners": {
             listener: {
@@ -166,9 +196,9 @@ def _describe(total: Mapping[Key, int]) -> dict[str, Any]:
         },
         "preambles": {**of("preambles"), "refused": of("refused")},
         "decisions": of("decisions"),
-        "header_values_refused": total["header_values_refused",],
         "tls_failures": sum(tls_failures.values()),
-        "worker_restarts": total["worker_restarts",],
+        **relayed,
+        **words,
     }
 
 
@@ -195,7 +225,8 @@ def _metrics(total: Mapping[Key, int]) -> _Answer:
                 for (kind, *values), count in total.items():
                     if kind == key:
                         family.add_metric(values, count)
-                yield family
+                if family.samples:
+                    yield family
 
     # Not the client's global registry: what an application counts for itself is its own affair.
     registry = CollectorRegistry()

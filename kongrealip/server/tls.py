@@ -8,11 +8,11 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from kongrealip.config import Settings
+from kongrealip.config import Listen, Settings
 from kongrealip.errors import StartError
 from kongrealip.server import suites
 from kongrealip.server.suites import name_of
@@ -34,15 +34,30 @@ _GIVE_KEY = "give the unencrypted PEM key of the first certificate"
 _MISMATCHES = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMATCH")
 
 
+def contexts(settings: Settings, listens: Iterable[Listen]) -> dict[bool, ssl.SSLContext]:
+    """TLS for listeners of HTTP with and without http2, where there are such."""
+    wanted = {listen.http2 for listen in listens if listen.ssl}
+    if wanted and not settings.ssl_cert:
+        certificate, key = self_signed()
+        settings = settings._replace(ssl_cert=(certificate,), ssl_cert_key=(key,))
+    return {http2: context(settings, http2) for http2 in wanted}
+
+
 def context(settings: Settings, http2: bool = False) -> ssl.SSLContext:
-    """The context for ``ssl`` listeners, for HTTP/2 as well or not. StartError has one line and the fix."""
+    """The context for ``ssl`` listeners of HTTP, version 2 as well or not. Raises as ``base`` does."""
+    made = base(settings)
+    made.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
+    return made
+
+
+def base(settings: Settings) -> ssl.SSLContext:
+    """The context for ``ssl`` listeners of any protocol. StartError has one line and the fix."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # Before the pairs, for the security level in a list of ciphers decides which keys are too small.
     suite = suites.offer(made, settings)
     if suite.dhparam:
         with _file(suite.dhparam.encode()) as path:
             made.load_dh_params(path)
-    made.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
     pairs = list(zip(settings.ssl_cert, settings.ssl_cert_key, strict=True)) or [self_signed()]
     names = f"{name_of(settings, 'ssl_cert')} / {name_of(settings, 'ssl_cert_key')}"
     _load_pairs(made, pairs, names)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from kongrealip.errors import PreambleError
 from kongrealip.preamble import DEFAULT_LIMIT, REASONS, Preamble, first_tlvs, parse
-from kongrealip.preamble.strict import crc32c
+from kongrealip.preamble.tlv import crc32c
 from tests import golden
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kongrealip.preamble.strict import crc32c
+from kongrealip.preamble.tlv import crc32c
 from tests.faults import hostile
 from tests.faults.hostile import (
     HELD,

@@ -1,0 +1,235 @@
+"""One direction of a relayed connection: from a source to a sink.
+
+Small pieces are copied: a read and a write. From a certain size on it is cheaper to leave the
+bytes in the kernel and pass references to them through a pipe (``splice``); the line is drawn in
+``benchmarks/relay.py --line``. What flows decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+from kongrealip.relay.pipes import Pipe
+from kongrealip.relay.readiness import CAN_READ, CAN_WRITE, HAS_ENDED, IS_RESET
+
+if TYPE_CHECKING:
+    from kongrealip.relay.pair import Pair
+
+# A read that fills this is the beginning of more.
+_CHUNK = 32768
+_SPLICE_CHUNK = 1 << 20
+# Splices that bring less than this are small pieces again.
+_SMALL = 16384
+# How often to go on before others have their turn.
+_TURNS = 8
+_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+
+
+class End(Protocol):
+    """What a flow needs of a socket; also of one with TLS."""
+
+    def fileno(self) -> int: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def send(self, data: bytes, /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def setsockopt(self, level: int, option: int, value: bytes, /) -> None: ...
+    def getsockopt(self, level: int, option: int, /) -> int: ...
+    def close(self) -> None: ...
+
+
+class Flow:
+    """Reads from ``source`` as long as there is something and ``sink`` takes it.
+
+    ``is_blocked`` while something is held that the sink has refused: then nothing is read, and so
+    the sender is slowed down by TCP itself. ``has_ended`` when all has been passed on, the end
+    included.
+    """
+
+    __slots__ = (
+        "_cell", "_held", "_is_muted", "_pipe", "_piped", "_receive", "_send", "can_splice", "has_ended",
+        "is_blocked", "is_bulk", "pair", "reads_on", "reverse", "sink", "source",
+    )  # fmt: skip
+
+    reverse: Flow
+
+    def __init__(self, pair: Pair, source: End, sink: End, cell: int) -> None:
+        self.pair = pair
+        self.source = source
+        self.sink = sink
+        self._receive = source.recv
+        self._send = sink.send
+        self._cell = cell
+        self._held = b""
+        self._pipe: Pipe | None = None
+        self._piped = 0
+        self._is_muted = False
+        self.is_blocked = False
+        self.is_bulk = False
+        self.has_ended = False
+        # Of TLS a read brings a record at most, and tells nothing about what is behind it.
+        self.reads_on = not isinstance(source, socket.socket)
+        self.can_splice = not self.reads_on and isinstance(sink, socket.socket)
+
+    def on_events(self, events: int) -> None:
+        """The source has changed. It is also the sink of the other direction."""
+        try:
+            if events & CAN_WRITE and self.reverse.is_blocked:
+                self.reverse.pump(True)
+            if not events & CAN_READ or self.has_ended:
+                return
+            if self.is_blocked:
+                self._let_wait(events)
+            else:
+                self.pump(events & HAS_ENDED or self.reads_on)
+        except OSError:
+            self.pair.abort()
+
+    def _let_wait(self, events: int) -> None:
+        """The source goes on, and the sink does not follow."""
+        if events & IS_RESET:
+            self.pair.abort()
+        elif not self._is_muted:
+            self._is_muted = True
+            self.pair.relay.readiness.mute(self.source.fileno())
+
+    def begin(self, preamble: bytes, events: int) -> None:
+        """Write a preamble, if there is one, and in the same write what the source has sent by now.
+
+        ``events`` are those of the source until now.
+        """
+        data = preamble
+        if events & CAN_READ or self.reads_on:
+            with contextlib.suppress(BlockingIOError):
+                data += self._receive(_CHUNK)
+        if data and not self._write(data):
+            return
+        if events & HAS_ENDED or len(data) >= _CHUNK or self.reads_on:
+            self.pump(True)
+
+    def pump(self, to_the_end: int | bool) -> None:
+        """Pass on what there is. With ``to_the_end`` until the source says that this is all.
+
+        Without it a read that is not filled is taken for the last: what comes later will be told.
+        """
+        self.pair.is_active = True
+        if self.is_blocked:
+            if not self._flush():
+                return
+            to_the_end = True
+        if self.is_bulk or self._copy(to_the_end):
+            self._splice()
+
+    def release(self) -> None:
+        """At the end: what is still in the pipe has nowhere to go."""
+        if self._pipe is not None:
+            pipes = self.pair.relay.pipes
+            pipes.drop(self._pipe) if self._piped else pipes.give_back(self._pipe)
+            self._pipe = None
+
+    def _go_on(self) -> None:
+        if not self.pair.is_closed and not self.is_blocked:
+            try:
+                self.pump(True)
+            except OSError:
+                self.pair.abort()
+
+    def _end(self) -> None:
+        self.has_ended = True
+        self.pair.end(self)
+
+    def _copy(self, to_the_end: int | bool) -> bool:
+        """Pass on small pieces, and say whether larger ones are coming."""
+        receive = self._receive
+        for _ in range(_TURNS):
+            try:
+                data = receive(_CHUNK)
+            except BlockingIOError:
+                return False
+            size = len(data)
+            if not size:
+                self._end()
+                return False
+            if not self._write(data):
+                return False
+            if size == _CHUNK:
+                if self.can_splice:
+                    self.is_bulk = True
+                    return True
+            elif not to_the_end:
+                return False
+        self.pair.relay.readiness.again(self._go_on)
+        return False
+
+    def _write(self, data: bytes) -> bool:
+        """Say whether all of it is gone. What is not is held."""
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        self.pair.relay.cells[self._cell] += sent
+        if sent == len(data):
+            return True
+        self._held = data[sent:]
+        self.is_blocked = True
+        return False
+
+    def _flush(self) -> bool:
+        self.is_blocked = False
+        if self._pipe is not None:
+            is_flushed = self._empty(self._pipe)
+        else:
+            data, self._held = self._held, b""
+            is_flushed = self._write(data)
+        if is_flushed and self._is_muted:
+            self._is_muted = False
+            self.pair.relay.readiness.unmute(self.source.fileno())
+        return is_flushed
+
+    def _splice(self) -> None:
+        """Pass on large pieces, until there is nothing more, the sink is full, or they are small again."""
+        pipes = self.pair.relay.pipes
+        pipe = self._pipe or pipes.take()
+        if pipe is None:
+            self.is_bulk = False
+            self.pair.relay.readiness.again(self._go_on)
+            return
+        self._pipe = pipe
+        if self._fill_and_empty(pipe) and self._pipe is not None:
+            self._pipe = None
+            pipes.give_back(pipe)
+
+    def _fill_and_empty(self, pipe: Pipe) -> bool:
+        """Say whether the pipe is empty in the end."""
+        source = self.source.fileno()
+        for _ in range(_TURNS):
+            try:
+                size = self._piped = os.splice(source, pipe.writer, _SPLICE_CHUNK, flags=_FLAGS)
+            except BlockingIOError:
+                return True
+            if not size:
+                self._end()
+                return True
+            if not self._empty(pipe):
+                return False
+            if size < _SMALL:
+                self.is_bulk = False
+                break
+        self.pair.relay.readiness.again(self._go_on)
+        return True
+
+    def _empty(self, pipe: Pipe) -> bool:
+        """Say whether the sink took all that was in the pipe."""
+        sink = self.sink.fileno()
+        cells, cell = self.pair.relay.cells, self._cell
+        try:
+            while self._piped:
+                sent = os.splice(pipe.reader, sink, self._piped, flags=_FLAGS)
+                self._piped -= sent
+                cells[cell] += sent
+        except BlockingIOError:
+            self.is_blocked = True
+            return False
+        return True
