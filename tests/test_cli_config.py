@@ -13,10 +13,11 @@ from click.testing import CliRunner, Result
 from kongrealip import Settings
 from kongrealip.cli.main import cli
 from kongrealip.config.names import READ, READ_OF_OURS
+from kongrealip.config.relay import RelaySettings
 from kongrealip.server.tls import self_signed
 from tests.test_cli import run
 
-KEYS = [key for key in Settings._fields if key not in ("given", "warnings")]
+KEYS = [key for key in (*Settings._fields, *RelaySettings._fields) if key not in ("given", "warnings")]
 
 # A variable, a value for it, and how the setting then reads.
 CASES = [
@@ -47,6 +48,18 @@ CASES = [
     ("KONGREALIP_PROXY_PROTOCOL_STRICT", "on", "proxy_protocol_strict = on"),
     ("KONGREALIP_HALF_OPEN_CONNECTIONS", "10", "half_open_connections = 10"),
     ("KONGREALIP_ACCESS_LOG_FORMAT", "json", "access_log_format = json"),
+    ("KONGREALIP_UPSTREAM", "db:5432,[::1]:80,unix:/s", "upstreams = db:5432, [::1]:80, unix:/s"),
+    ("KONGREALIP_SEND_PROXY", "v2", "send_proxy = v2"),
+    ("KONGREALIP_ALLOW", "10.0.0.0/8,unix:", "allow = 10.0.0.0/8, unix:"),
+    ("KONGREALIP_UPSTREAM_TLS", "on", "upstream_tls = on"),
+    ("KONGREALIP_UPSTREAM_TLS_VERIFY", "off", "upstream_tls_verify = off"),
+    ("KONGREALIP_UPSTREAM_TLS_CA", "/etc/ca.pem", "upstream_tls_ca = /etc/ca.pem"),
+    ("KONGREALIP_ALPN", "h2,http/1.1", "alpn = h2, http/1.1"),
+    ("KONGREALIP_CONNECT_TIMEOUT", "500ms", "connect_timeout = 0.5"),
+    ("KONGREALIP_IDLE_TIMEOUT", "1m", "idle_timeout = 60.0"),
+    ("KONGREALIP_DRAIN_TIMEOUT", "1", "drain_timeout = 1.0"),
+    ("KONG_NGINX_SPROXY_SSL_CLIENT_CERTIFICATE", "/ca.pem", "client_ca = /ca.pem"),
+    ("KONG_NGINX_SPROXY_SSL_VERIFY_CLIENT", "off", "client_verify = off"),
 ]  # fmt: skip
 
 

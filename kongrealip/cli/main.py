@@ -147,13 +147,13 @@ def relay(
 @_env_file
 def config(conf: str | None, env_file: str | None) -> None:
     """Print the settings in force, one a line, each with where it came from."""
-    from kongrealip.cli.settings import load_settings, show
+    from kongrealip.cli.settings import load_relay_settings, show
 
     try:
-        settings, _ = load_settings(conf, env_file, os.environ)
+        settings, relay = load_relay_settings(conf, env_file, os.environ, only_to_look=True)
     except KongRealIPError as error:
         cannot_start(error)
-    show(settings)
+    show(settings, relay)
     for warning in settings.warnings:
         click.echo(f"kongrealip: {warning}", err=True)
 

@@ -25,6 +25,8 @@ _EMPTY = {
     "trusted_ips": "nobody", "proxy_listen": "off", "stream_listen": "off", "status_listen": "off",
     "port_maps": "none", "ssl_cert": "self-signed", "ssl_cert_key": "self-signed",
     "ssl_ciphers": "those of the suite", "proxy_protocol_optional_from": "nobody",
+    "upstreams": "none", "allow": "everybody", "alpn": "none", "client_ca": "none",
+    "upstream_tls_ca": "those of the system",
 }  # fmt: skip
 # An Ed25519 key, as base64 of DER.
 _SHORTEST_KEY = 64
@@ -46,12 +48,16 @@ def load_settings(
 
 
 def load_relay_settings(
-    conf: str | None, env_file: str | None, environ: Mapping[str, str], options: Mapping[str, str]
+    conf: str | None,
+    env_file: str | None,
+    environ: Mapping[str, str],
+    options: Mapping[str, str] = {},
+    only_to_look: bool = False,
 ) -> tuple[Settings, RelaySettings]:
     """The same for a relay; the words of the command line win over all of them."""
     from_file = _from_file(env_file)
     content = None if conf is None else _content(conf)
-    settings, relay = load_relay({**from_file, **environ}, content, options)
+    settings, relay = load_relay({**from_file, **environ}, content, options, only_to_look)
     given = _origins(settings.given, from_file, environ, env_file)
     return settings._replace(given=given), relay._replace(given=given)
 
@@ -110,9 +116,9 @@ def set_up_logging(settings: Settings) -> None:
         raise StartError(f"KONG_PROXY_ERROR_LOG: cannot write to {path!r}: {reason}") from error
 
 
-def show(settings: Settings) -> None:
+def show(settings: Settings, relay: RelaySettings) -> None:
     """Every setting in force, one a line, with where it came from."""
-    for key, value in settings._asdict().items():
+    for key, value in {**settings._asdict(), **relay._asdict()}.items():
         if key not in ("given", "warnings"):
             origin = settings.given.get(key, "default")
             given = key in settings.given
@@ -128,7 +134,7 @@ def _printed(key: str, value: object, given: bool) -> str:
         return "on" if value else "off"
     if isinstance(value, tuple):
         value = ", ".join(_without_secrets(key, str(entry)) for entry in value)
-    return _EMPTY.get(key, "auto") if value in (None, "") else str(value)
+    return _EMPTY.get(key, "auto") if value in (None, "") else _without_secrets(key, str(value))
 
 
 def _without_secrets(key: str, entry: str) -> str:

@@ -72,22 +72,27 @@ class RelaySettings(NamedTuple):
 
 
 def load_relay(
-    environ: Mapping[str, str], conf: str | None = None, options: Mapping[str, str] = {}
+    environ: Mapping[str, str],
+    conf: str | None = None,
+    options: Mapping[str, str] = {},
+    only_to_look: bool = False,
 ) -> tuple[Settings, RelaySettings]:
     """Read the environment and the text of a kong.conf; SettingsError names every problem of both.
 
     ``options`` are the command line's words by key (``upstream``, ``send_proxy``,
-    ``stream_listen`` for --listen). They win.
+    ``stream_listen`` for --listen). They win. With ``only_to_look`` nothing is going to be
+    relayed, and what could not be is no problem.
     """
     source = Source(environ, parse_file(conf or ""), options=options)
     settings = read(source)
+    if not only_to_look:
+        _check_stream_listen(source)
     relay = _read(source)
     source.check()
     return settings, relay
 
 
 def _read(source: Source) -> RelaySettings:
-    _check_stream_listen(source)
     defaults = RelaySettings()
     relay = RelaySettings(
         upstreams=_upstreams(source),

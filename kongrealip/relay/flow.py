@@ -101,6 +101,8 @@ class Flow:
         ``events`` are those of the source until now.
         """
         data = preamble
+        # It was not relayed, and will be counted with the rest.
+        self.pair.relay.cells[self._cell] -= len(preamble)
         if events & CAN_READ or self.reads_on:
             with contextlib.suppress(BlockingIOError):
                 data += self._receive(_CHUNK)

@@ -48,7 +48,8 @@ class Pair:
             self.relay.readiness.watch(flow.source.fileno(), flow.on_events)
         try:
             self.from_client.begin(preamble, client_events)
-            self.from_upstream.begin(b"", upstream_events)
+            if not self.is_closed:
+                self.from_upstream.begin(b"", upstream_events)
         except OSError:
             self.abort()
 
@@ -73,3 +74,6 @@ class Pair:
             flow.release()
             self.relay.readiness.forget(flow.source.fileno())
             flow.source.close()
+            # The two hold each other, and the garbage collector comes seldom.
+            del flow.reverse
+        del self.from_client, self.from_upstream

@@ -6,6 +6,7 @@ Listeners, preambles, workers, drain and the status listener are those of ``kong
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Mapping
@@ -50,6 +51,10 @@ class RelayServer(Server):
 
     def _open_doors(self) -> None:
         super()._open_doors()
+        for one in self._opened:
+            if one.listen.address in self._relayed and not one.listen.is_unix:
+                # Inherited by what is accepted: who writes small pieces has decided on it already.
+                one.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._relay = Relay(self._settings, self._behind, self._reception)
 
     def _hand_over(self, arrival: Arrival) -> None:
