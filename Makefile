@@ -39,12 +39,13 @@ $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --requirement requirements-dev.txt
 	@touch $@ $(VENV)/demo
 
-# Paired CPU ratios to uvicorn; each program says what it measures and against which bar.
+# Paired CPU ratios to uvicorn, and of the relay to HAProxy and others; each program says what it measures and against which bar.
 benchmark: $(VENV)/test
 	$(BIN)/python -m benchmarks.imports
 	$(BIN)/python -m benchmarks.middleware
 	$(BIN)/python -m benchmarks.server
 	$(BIN)/python -m benchmarks.http2
+	$(BIN)/python -m benchmarks.relay
 
 # Servers that are attacked, crowded, killed, renewed and ended, each figure against its bar. Takes
 # three quarters of an hour; short versions are part of the tests.
@@ -52,3 +53,4 @@ faults: $(VENV)/test
 	$(BIN)/python -m tests.faults.fuzz_preambles
 	$(BIN)/python -m benchmarks.faults_processes
 	$(BIN)/python -m benchmarks.faults_hostile
+	$(BIN)/python -m benchmarks.faults_relay

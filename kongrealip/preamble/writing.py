@@ -53,7 +53,7 @@ def v2(source: Address, destination: Address, tlvs: bytes = b"") -> bytes:
         length = _IPV6.size - _HEAD + len(tlvs)
         header = _IPV6.pack(SIGNATURE, _PROXY, _TCP6, length, *ends, *ports)
     else:
-        tlvs = _fitting(tlvs, _IPV4.size)
+        tlvs = tlvs and _fitting(tlvs, _IPV4.size)
         numbers = left[1] - IPV4_FIRST, right[1] - IPV4_FIRST
         length = _IPV4.size - _HEAD + len(tlvs)
         header = _IPV4.pack(SIGNATURE, _PROXY, _TCP4, length, *numbers, *ports)

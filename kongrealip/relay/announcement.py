@@ -27,7 +27,7 @@ def announcement(
     destination = _destination(said, resolution) or Address(*local)
     if form == "v1":
         return writing.v1(resolution.client, destination)
-    tlvs = b"".join(writing.tlv(kind, value) for kind, value in own)
+    tlvs = b"".join([writing.tlv(kind, value) for kind, value in own]) if own else b""
     if said is not None and said.tlvs:
         # Where there are two of a kind, a reader may take either: only ours is true of this hop.
         tlvs += writing.kept_tlvs(said.tlvs, {kind for kind, _ in own})

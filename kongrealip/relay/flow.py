@@ -49,8 +49,8 @@ class Flow:
     """
 
     __slots__ = (
-        "_cell", "_held", "_is_muted", "_pipe", "_piped", "_receive", "_send", "can_splice", "has_ended",
-        "is_blocked", "is_bulk", "pair", "reads_on", "reverse", "sink", "source",
+        "_cell", "_held", "_is_muted", "_piped", "_receive", "_send", "can_splice", "has_ended",
+        "is_blocked", "is_bulk", "pair", "pipe", "reads_on", "reverse", "sink", "source",
     )  # fmt: skip
 
     reverse: Flow
@@ -63,7 +63,7 @@ class Flow:
         self._send = sink.send
         self._cell = cell
         self._held = b""
-        self._pipe: Pipe | None = None
+        self.pipe: Pipe | None = None
         self._piped = 0
         self._is_muted = False
         self.is_blocked = False
@@ -83,7 +83,9 @@ class Flow:
             if self.is_blocked:
                 self._let_wait(events)
             else:
-                self.pump(events & HAS_ENDED or self.reads_on)
+                self.pair.is_active = True
+                if self.is_bulk or self._copy(events & HAS_ENDED or self.reads_on):
+                    self._splice()
         except OSError:
             self.pair.abort()
 
@@ -126,10 +128,10 @@ class Flow:
 
     def release(self) -> None:
         """At the end: what is still in the pipe has nowhere to go."""
-        if self._pipe is not None:
+        if self.pipe is not None:
             pipes = self.pair.relay.pipes
-            pipes.drop(self._pipe) if self._piped else pipes.give_back(self._pipe)
-            self._pipe = None
+            pipes.drop(self.pipe) if self._piped else pipes.give_back(self.pipe)
+            self.pipe = None
 
     def _go_on(self) -> None:
         if not self.pair.is_closed and not self.is_blocked:
@@ -137,10 +139,6 @@ class Flow:
                 self.pump(True)
             except OSError:
                 self.pair.abort()
-
-    def _end(self) -> None:
-        self.has_ended = True
-        self.pair.end(self)
 
     def _copy(self, to_the_end: int | bool) -> bool:
         """Pass on small pieces, and say whether larger ones are coming."""
@@ -152,7 +150,7 @@ class Flow:
                 return False
             size = len(data)
             if not size:
-                self._end()
+                self.pair.end(self)
                 return False
             if not self._write(data):
                 return False
@@ -180,8 +178,8 @@ class Flow:
 
     def _flush(self) -> bool:
         self.is_blocked = False
-        if self._pipe is not None:
-            is_flushed = self._empty(self._pipe)
+        if self.pipe is not None:
+            is_flushed = self._empty(self.pipe)
         else:
             data, self._held = self._held, b""
             is_flushed = self._write(data)
@@ -193,14 +191,14 @@ class Flow:
     def _splice(self) -> None:
         """Pass on large pieces, until there is nothing more, the sink is full, or they are small again."""
         pipes = self.pair.relay.pipes
-        pipe = self._pipe or pipes.take()
+        pipe = self.pipe or pipes.take()
         if pipe is None:
             self.is_bulk = False
             self.pair.relay.readiness.again(self._go_on)
             return
-        self._pipe = pipe
-        if self._fill_and_empty(pipe) and self._pipe is not None:
-            self._pipe = None
+        self.pipe = pipe
+        if self._fill_and_empty(pipe) and self.pipe is not None:
+            self.pipe = None
             pipes.give_back(pipe)
 
     def _fill_and_empty(self, pipe: Pipe) -> bool:
@@ -212,7 +210,7 @@ class Flow:
             except BlockingIOError:
                 return True
             if not size:
-                self._end()
+                self.pair.end(self)
                 return True
             if not self._empty(pipe):
                 return False

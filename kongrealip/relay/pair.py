@@ -54,7 +54,8 @@ class Pair:
             self.abort()
 
     def end(self, flow: Flow) -> None:
-        """All of one direction has been passed on."""
+        """All of one direction has been passed on, and then the end of it."""
+        flow.has_ended = True
         if flow.reverse.has_ended:
             self.close()
         else:
@@ -70,9 +71,11 @@ class Pair:
     def close(self) -> None:
         self.is_closed = True
         self.relay.pairs.discard(self)
+        forget = self.relay.readiness.forget
         for flow in (self.from_client, self.from_upstream):
-            flow.release()
-            self.relay.readiness.forget(flow.source.fileno())
+            if flow.pipe is not None:
+                flow.release()
+            forget(flow.source.fileno())
             flow.source.close()
             # The two hold each other, and the garbage collector comes seldom.
             del flow.reverse
