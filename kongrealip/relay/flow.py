@@ -94,8 +94,12 @@ class Flow:
         if events & IS_RESET:
             self.pair.abort()
         elif not self._is_muted:
-            self._is_muted = True
-            self.pair.relay.readiness.mute(self.source.fileno())
+            self._mute()
+
+    def _mute(self) -> None:
+        """What sends much goes on, and would be told of with each segment."""
+        self._is_muted = True
+        self.pair.relay.readiness.mute(self.source.fileno())
 
     def begin(self, preamble: bytes, events: int) -> None:
         """Write a preamble, if there is one, and in the same write what the source has sent by now.
@@ -231,5 +235,7 @@ class Flow:
                 cells[cell] += sent
         except BlockingIOError:
             self.is_blocked = True
+            if not self._is_muted:
+                self._mute()
             return False
         return True

@@ -16,7 +16,9 @@ HAS_FAILED = select.EPOLLHUP | select.EPOLLERR
 IS_RESET = select.EPOLLERR
 CAN_READ = select.EPOLLIN | HAS_ENDED
 _ALL = CAN_READ | CAN_WRITE | select.EPOLLET
-_EVENTS_A_TURN = 256
+_EVENTS_A_LOOK = 256
+# What happens in the meantime is taken along: a turn of the loop costs more than a look.
+_LOOKS_A_TURN = 4
 
 
 class Readiness:
@@ -69,10 +71,14 @@ class Readiness:
             return
         again, self._again = self._again, []
         handlers = self._handlers
-        for descriptor, events in self._epoll.poll(0, _EVENTS_A_TURN):
-            # One that came before may have closed it.
-            handler = handlers.get(descriptor)
-            if handler is not None:
-                handler(events)
+        for _ in range(_LOOKS_A_TURN):
+            told = self._epoll.poll(0, _EVENTS_A_LOOK)
+            if not told:
+                break
+            for descriptor, events in told:
+                # One that came before may have closed it.
+                handler = handlers.get(descriptor)
+                if handler is not None:
+                    handler(events)
         for go_on in again:
             go_on()
