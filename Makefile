@@ -35,7 +35,7 @@ $(VENV)/demo: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[selfsigned]'
 	@touch $@
 
-$(VENV)/test: $(BIN)/python pyproject.toml
+$(VENV)/test: $(BIN)/python pyproject.toml requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --requirement requirements-dev.txt
 	@touch $@ $(VENV)/demo
 

