@@ -56,10 +56,12 @@ class Pair:
     def end(self, flow: Flow) -> None:
         """All of one direction has been passed on, and then the end of it."""
         flow.has_ended = True
-        if flow.reverse.has_ended:
-            self.close()
-        else:
+        is_over = flow.reverse.has_ended
+        # TLS says goodbye in any case, or the client takes the end for an attacker's. See RFC 8446, 6.1.
+        if not is_over or flow.reverse.reads_on:
             flow.sink.shutdown(socket.SHUT_WR)
+        if is_over:
+            self.close()
 
     def abort(self) -> None:
         """One end was reset, so the other is reset too."""
