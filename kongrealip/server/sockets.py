@@ -139,8 +139,8 @@ def open_all(
         for address in remaining:
             name = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
             raise StartError(
-                "LISTEN_FDS: no entry of KONG_PROXY_LISTEN, KONG_STATUS_LISTEN or --uds is for the"
-                f" inherited socket {name}"
+                "LISTEN_FDS: no entry of KONG_PROXY_LISTEN, KONG_STREAM_LISTEN, KONG_STATUS_LISTEN or --uds"
+                f" is for the inherited socket {name}"
             )
         handed_over = {listen.address for listen, socks in found.items() if socks}
         for listen, worker in _wanted(listens, workers, handed_over):
