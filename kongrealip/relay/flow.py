@@ -8,8 +8,8 @@ bytes in the kernel and pass references to them through a pipe (``splice``); the
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
+from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, splice
 from typing import TYPE_CHECKING, Protocol
 
 from kongrealip.relay.pipes import Pipe
@@ -25,7 +25,7 @@ _SPLICE_CHUNK = 1 << 20
 _SMALL = 16384
 # How often to go on before others have their turn.
 _TURNS = 8
-_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+_FLAGS = SPLICE_F_NONBLOCK | SPLICE_F_MOVE
 
 
 class End(Protocol):
@@ -207,10 +207,10 @@ class Flow:
 
     def _fill_and_empty(self, pipe: Pipe) -> bool:
         """Say whether the pipe is empty in the end."""
-        source = self.source.fileno()
+        source, writer = self.source.fileno(), pipe.writer
         for _ in range(_TURNS):
             try:
-                size = self._piped = os.splice(source, pipe.writer, _SPLICE_CHUNK, flags=_FLAGS)
+                size = self._piped = splice(source, writer, _SPLICE_CHUNK, None, None, _FLAGS)
             except BlockingIOError:
                 return True
             if not size:
@@ -226,16 +226,13 @@ class Flow:
 
     def _empty(self, pipe: Pipe) -> bool:
         """Say whether the sink took all that was in the pipe."""
-        sink = self.sink.fileno()
-        cells, cell = self.pair.relay.cells, self._cell
+        sink, before = self.sink.fileno(), self._piped
         try:
             while self._piped:
-                sent = os.splice(pipe.reader, sink, self._piped, flags=_FLAGS)
-                self._piped -= sent
-                cells[cell] += sent
+                self._piped -= splice(pipe.reader, sink, self._piped, None, None, _FLAGS)
         except BlockingIOError:
             self.is_blocked = True
             if not self._is_muted:
                 self._mute()
-            return False
-        return True
+        self.pair.relay.cells[self._cell] += before - self._piped
+        return not self.is_blocked
