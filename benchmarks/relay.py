@@ -35,6 +35,7 @@ from benchmarks.relay_load import (
     sockets_lack_memory,
     upward,
 )
+from benchmarks.relay_mode import MODES
 from benchmarks.server import HOST, PREAMBLE, cpu_seconds
 from tests.balancers import programs, test_envoy
 from tests.balancers.test_envoy import typed
@@ -66,11 +67,20 @@ Start = Callable[[Job], AbstractContextManager[Program]]
 
 
 def ours(job: Job) -> AbstractContextManager[Program]:
+    return relay_of_ours(job, "kongrealip")
+
+
+def relay_of_ours(job: Job, *command: str) -> AbstractContextManager[Program]:
     listen = f"{HOST}:{job.port}" + " proxy_protocol" * job.accepts
     options = ["--listen", listen, "--upstream", f"{HOST}:{job.upstream.port}"]
     options += ["--send-proxy", "v2" if job.sends else "off"]
     environ = clean_environ() | {"KONG_TRUSTED_IPS": "127.0.0.0/8"}
-    return running([sys.executable, "-m", "kongrealip", "relay", *options], environ, [job.port])
+    start = [sys.executable, "-m", *command, "relay", *options]
+    return running(start, environ, [job.port])
+
+
+def in_mode(mode: str, job: Job) -> AbstractContextManager[Program]:
+    return relay_of_ours(job, "benchmarks.relay_mode", mode)
 
 
 def haproxy(job: Job, more: str = "") -> AbstractContextManager[Program]:
@@ -189,7 +199,8 @@ def line() -> Contest:
         for size in LINE_KILOBYTES
         for amount in [min(LINE_BYTES, LINE_MESSAGES * size << 10)]
     ]
-    return Contest("line", rows, {OURS: ours, HAPROXY: haproxy, BEST: haproxy_best})
+    modes: dict[str, Start] = {mode: partial(in_mode, mode) for mode in MODES}
+    return Contest("line", rows, {OURS: ours, **modes, HAPROXY: haproxy, BEST: haproxy_best})
 
 
 CONTESTS = {contest.name: contest for contest in (bulk(), connection(), chain(), roundtrip())}
