@@ -7,7 +7,6 @@ bytes in the kernel and pass references to them through a pipe (``splice``); the
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, splice
 from typing import TYPE_CHECKING, Protocol
@@ -110,8 +109,11 @@ class Flow:
         # It was not relayed, and will be counted with the rest.
         self.pair.relay.cells[self._cell] -= len(preamble)
         if events & CAN_READ or self.reads_on:
-            with contextlib.suppress(BlockingIOError):
-                data += self._receive(_CHUNK)
+            try:
+                received = self._receive(_CHUNK)
+            except BlockingIOError:
+                received = b""
+            data += received
         if data and not self._write(data):
             return
         if events & HAS_ENDED or len(data) >= _CHUNK or self.reads_on:

@@ -7,6 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from kongrealip.relay.flow import End, Flow
+from kongrealip.relay.readiness import CAN_READ
 
 if TYPE_CHECKING:
     from kongrealip.relay.relay import Relay
@@ -48,7 +49,7 @@ class Pair:
             self.relay.readiness.watch(flow.source.fileno(), flow.on_events)
         try:
             self.from_client.begin(preamble, client_events)
-            if not self.is_closed:
+            if (upstream_events & CAN_READ or self.from_upstream.reads_on) and not self.is_closed:
                 self.from_upstream.begin(b"", upstream_events)
         except OSError:
             self.abort()
