@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kongrealip.relay.flow import End
 from kongrealip.relay.pair import Pair
-from kongrealip.relay.readiness import HAS_FAILED
+from kongrealip.relay.readiness import IS_RESET
 from kongrealip.relay.secured import Secured
 from kongrealip.relay.upstreams import Target
 
@@ -89,15 +89,11 @@ class Connecting:
 
     def _on_client(self, events: int) -> None:
         self._events |= events
-        if events & HAS_FAILED and self._is_lost():
+        if events & IS_RESET:
             self.give_up()
 
-    def _is_lost(self) -> bool:
-        """Whether the client was reset. One on a Unix socket may have written all and gone."""
-        return self._client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
-
     def _on_upstream(self, sock: socket.socket, events: int) -> None:
-        if events & HAS_FAILED and self._secured is None:
+        if events & IS_RESET and self._secured is None:
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self._fail(os.strerror(number) if number else "closed at once")
         else:

@@ -45,11 +45,14 @@ class Deadlines(Generic[_Timed]):
         return waiting
 
     def _expire(self) -> None:
-        self._timer = None
         now = self._loop.time()
-        for one in list(self._waiting):
-            if one.deadline > now:
-                self._timer = self._loop.call_at(one.deadline, self._expire)
-                break
-            self.leave(one)
-            one.time_out()
+        # Until this is over there is a timer, so that who enters anew starts none.
+        try:
+            for one in list(self._waiting):
+                if one.deadline > now:
+                    break
+                self.leave(one)
+                one.time_out()
+        finally:
+            first = next(iter(self._waiting), None)
+            self._timer = None if first is None else self._loop.call_at(first.deadline, self._expire)

@@ -8,11 +8,12 @@ bytes in the kernel and pass references to them through a pipe (``splice``); the
 from __future__ import annotations
 
 import socket
+import sys
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, splice
 from typing import TYPE_CHECKING, Protocol
 
 from kongrealip.relay.pipes import Pipe
-from kongrealip.relay.readiness import CAN_READ, CAN_WRITE, HAS_ENDED, IS_RESET
+from kongrealip.relay.readiness import CAN_READ, CAN_WRITE, HAS_ENDED, IS_RESET, IS_URGENT
 
 if TYPE_CHECKING:
     from kongrealip.relay.pair import Pair
@@ -24,6 +25,8 @@ _SPLICE_CHUNK = 1 << 20
 _SMALL = 16384
 # How often to go on before others have their turn.
 _TURNS = 8
+_ON = (1).to_bytes(4, sys.byteorder)
+_ODD = IS_RESET | IS_URGENT
 _FLAGS = SPLICE_F_NONBLOCK | SPLICE_F_MOVE
 
 
@@ -35,7 +38,6 @@ class End(Protocol):
     def send(self, data: bytes, /) -> int: ...
     def shutdown(self, how: int, /) -> None: ...
     def setsockopt(self, level: int, option: int, value: bytes, /) -> None: ...
-    def getsockopt(self, level: int, option: int, /) -> int: ...
     def close(self) -> None: ...
 
 
@@ -75,25 +77,36 @@ class Flow:
     def on_events(self, events: int) -> None:
         """The source has changed. It is also the sink of the other direction."""
         try:
+            if events & _ODD and self._is_over(events):
+                return
             if events & CAN_WRITE and self.reverse.is_blocked:
                 self.reverse.pump(True)
             if not events & CAN_READ or self.has_ended:
                 return
-            if self.is_blocked:
-                self._let_wait(events)
-            else:
+            if not self.is_blocked:
                 self.pair.is_active = True
                 if self.is_bulk or self._copy(events & HAS_ENDED or self.reads_on):
                     self._splice()
+            elif not self._is_muted:
+                self._mute()
         except OSError:
             self.pair.abort()
-
-    def _let_wait(self, events: int) -> None:
-        """The source goes on, and the sink does not follow."""
-        if events & IS_RESET:
+        except Exception:
             self.pair.abort()
-        elif not self._is_muted:
-            self._mute()
+            raise
+
+    def _is_over(self, events: int) -> bool:
+        """Whether the source was reset while nothing is read from it; otherwise a read will tell."""
+        if events & IS_RESET and (self.is_blocked or self.has_ended):
+            self.pair.abort()
+            return True
+        if events & IS_URGENT and not self.reads_on:
+            # A read ends in front of an urgent byte (telnet, FTP and Oracle send some), though
+            # there is more, and a splice does not come past it at all.
+            self.source.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, _ON)
+            self.can_splice = self.is_bulk = False
+            self.reads_on = True
+        return False
 
     def _mute(self) -> None:
         """What sends much goes on, and would be told of with each segment."""
@@ -133,14 +146,15 @@ class Flow:
             self._splice()
 
     def release(self) -> None:
-        """At the end: what is still in the pipe has nowhere to go."""
+        """Return the pipe. At the end there may be something in it, which has nowhere to go."""
         if self.pipe is not None:
             pipes = self.pair.relay.pipes
             pipes.drop(self.pipe) if self._piped else pipes.give_back(self.pipe)
             self.pipe = None
 
     def _go_on(self) -> None:
-        if not self.pair.is_closed and not self.is_blocked:
+        # In the meantime an event may have brought it further, to the end even.
+        if not (self.pair.is_closed or self.is_blocked or self.has_ended):
             try:
                 self.pump(True)
             except OSError:
@@ -186,6 +200,8 @@ class Flow:
         self.is_blocked = False
         if self.pipe is not None:
             is_flushed = self._empty(self.pipe)
+            if is_flushed:
+                self.release()
         else:
             data, self._held = self._held, b""
             is_flushed = self._write(data)
@@ -197,15 +213,13 @@ class Flow:
     def _splice(self) -> None:
         """Pass on large pieces, until there is nothing more, the sink is full, or they are small again."""
         pipes = self.pair.relay.pipes
-        pipe = self.pipe or pipes.take()
+        pipe = self.pipe = pipes.take()
         if pipe is None:
             self.is_bulk = False
             self.pair.relay.readiness.again(self._go_on)
             return
-        self.pipe = pipe
-        if self._fill_and_empty(pipe) and self.pipe is not None:
-            self.pipe = None
-            pipes.give_back(pipe)
+        if self._fill_and_empty(pipe):
+            self.release()
 
     def _fill_and_empty(self, pipe: Pipe) -> bool:
         """Say whether the pipe is empty in the end."""
@@ -215,12 +229,10 @@ class Flow:
                 size = self._piped = splice(source, writer, _SPLICE_CHUNK, None, None, _FLAGS)
             except BlockingIOError:
                 return True
-            if not size:
-                self.pair.end(self)
-                return True
             if not self._empty(pipe):
                 return False
             if size < _SMALL:
+                # Also where there is nothing: that is the end, or an urgent byte. A read will tell.
                 self.is_bulk = False
                 break
         self.pair.relay.readiness.again(self._go_on)

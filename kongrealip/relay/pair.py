@@ -59,7 +59,7 @@ class Pair:
         flow.has_ended = True
         is_over = flow.reverse.has_ended
         # TLS says goodbye in any case, or the client takes the end for an attacker's. See RFC 8446, 6.1.
-        if not is_over or flow.reverse.reads_on:
+        if not is_over or not isinstance(flow.sink, socket.socket):
             flow.sink.shutdown(socket.SHUT_WR)
         if is_over:
             self.close()

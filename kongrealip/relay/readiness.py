@@ -12,10 +12,10 @@ logger = logging.getLogger("kongrealip.relay")
 CAN_WRITE = select.EPOLLOUT
 #: The peer has closed its half or all of it, or the connection is lost.
 HAS_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-HAS_FAILED = select.EPOLLHUP | select.EPOLLERR
 IS_RESET = select.EPOLLERR
+IS_URGENT = select.EPOLLPRI
 CAN_READ = select.EPOLLIN | HAS_ENDED
-_ALL = CAN_READ | CAN_WRITE | select.EPOLLET
+_ALL = CAN_READ | CAN_WRITE | IS_URGENT | select.EPOLLET
 _EVENTS_A_LOOK = 256
 # What happens in the meantime is taken along: a turn of the loop costs more than a look.
 _LOOKS_A_TURN = 4
@@ -34,7 +34,9 @@ class Readiness:
         self._loop = loop
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
-        self._again: list[Callable[[], None]] = []
+        # A dictionary, so that nobody goes on twice.
+        self._again: dict[Callable[[], None], None] = {}
+        self._forgotten: set[int] = set()
         loop.add_reader(self._epoll.fileno(), self._wake)
 
     def watch(self, descriptor: int, handler: Callable[[int], None]) -> None:
@@ -55,12 +57,13 @@ class Readiness:
     def forget(self, descriptor: int) -> None:
         """Before it is closed, which takes it out of the epoll."""
         self._handlers.pop(descriptor, None)
+        self._forgotten.add(descriptor)
 
     def again(self, go_on: Callable[[], None]) -> None:
         """Call this in the next turn: there is more, and others have waited long enough."""
         if not self._again:
             self._loop.call_soon(self._wake)
-        self._again.append(go_on)
+        self._again[go_on] = None
 
     def close(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())
@@ -69,16 +72,21 @@ class Readiness:
     def _wake(self) -> None:
         if self._epoll.closed:
             return
-        again, self._again = self._again, []
-        handlers = self._handlers
+        again, self._again = self._again, {}
+        handlers, forgotten = self._handlers, self._forgotten
         for _ in range(_LOOKS_A_TURN):
             told = self._epoll.poll(0, _EVENTS_A_LOOK)
             if not told:
                 break
+            forgotten.clear()
             for descriptor, events in told:
-                # One that came before may have closed it.
-                handler = handlers.get(descriptor)
-                if handler is not None:
-                    handler(events)
+                # One that came before may have closed it, and the number be another's by now.
+                if descriptor in forgotten:
+                    continue
+                try:
+                    handlers[descriptor](events)
+                except Exception:
+                    # The others will not be told again, so they have their turn whatever this is.
+                    logger.exception("an error of this program's own, for one connection")
         for go_on in again:
             go_on()

@@ -36,7 +36,6 @@ class Secured:
         self._says_goodbye = False
         self.fileno = sock.fileno
         self.setsockopt = sock.setsockopt
-        self.getsockopt = sock.getsockopt
         self.close = sock.close
 
     def shake_hands(self) -> bool:
