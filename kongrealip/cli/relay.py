@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -36,6 +37,7 @@ class Options(NamedTuple):
 
 def run(options: Options, environ: Mapping[str, str]) -> int:
     """Relay until a signal comes, and return the exit code. Raises StartError where it cannot begin."""
+    sys.unraisablehook = _tell_of_the_unraisable
     return processes.run(partial(_service, options, environ), environ)
 
 
@@ -64,6 +66,15 @@ def _service(options: Options, environ: Mapping[str, str]) -> Service:
         partial(_announce, settings, relay),
         prepare,
     )
+
+
+def _tell_of_the_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python prints a traceback for each server name that is none, and anybody could send many.
+
+    The handshake fails by that, which is told of in the way of others.
+    """
+    if not isinstance(unraisable.exc_value, UnicodeDecodeError):
+        sys.__unraisablehook__(unraisable)
 
 
 def _announce(settings: Settings, relay: RelaySettings) -> None:

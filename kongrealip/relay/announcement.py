@@ -9,15 +9,21 @@ from kongrealip.preamble import Preamble, writing
 from kongrealip.realip import Resolution
 from kongrealip.realip.resolve import PROXY_PROTOCOL
 
+#: ALPN, AUTHORITY and SSL: what is said of a TLS handshake.
+OF_A_HANDSHAKE = (0x01, 0x02, 0x20)
+
 
 def announcement(
-    form: str, resolution: Resolution, local: tuple[str, int | None], own: Collection[tuple[int, bytes]] = ()
+    form: str,
+    resolution: Resolution,
+    local: tuple[str, int | None],
+    own: Collection[tuple[int, bytes]] | None = None,
 ) -> bytes:
     """The bytes of a preamble in a form: ``v1``, ``v2``, or none for ``off``.
 
-    ``local`` is this end of the client's connection, ``own`` the TLVs that this relay adds. What
-    a peer says is repeated only where that peer is trusted: anybody could claim to be a health
-    check (LOCAL), or to have shown a certificate (a TLV).
+    ``local`` is this end of the client's connection; ``own`` the TLVs of this relay's handshake with
+    the client, None where there was none. What a peer says is repeated only where that peer is
+    trusted: anybody could claim to be a health check (LOCAL), or to have shown a certificate (a TLV).
     """
     if form == "off":
         return b""
@@ -29,13 +35,15 @@ def announcement(
         return writing.v1(resolution.client, destination)
     tlvs = b"".join([writing.tlv(kind, value) for kind, value in own]) if own else b""
     if said is not None and said.tlvs:
-        # Where there are two of a kind, a reader may take either: only ours is true of this hop.
-        tlvs += writing.kept_tlvs(said.tlvs, {kind for kind, _ in own})
+        # Where there are two handshakes, only ours is true of the bytes that follow.
+        tlvs += writing.kept_tlvs(said.tlvs, () if own is None else OF_A_HANDSHAKE)
     return writing.v2(resolution.client, destination, tlvs)
 
 
 def _destination(said: Preamble | None, resolution: Resolution) -> Address | None:
     """Where the client connected to in front of the balancer, if it says so."""
-    if said is None or resolution.source != PROXY_PROTOCOL or parse_hop(said.destination_ip or "") is None:
+    if said is None or resolution.source != PROXY_PROTOCOL:
         return None
-    return Address(said.destination_ip or "", said.destination_port)
+    hop = parse_hop(said.destination_ip or "")
+    # The port is the preamble's own, whatever a version 1 address text carried.
+    return None if hop is None else Address(hop[0], said.destination_port)

@@ -50,7 +50,7 @@ class Flow:
     """
 
     __slots__ = (
-        "_cell", "_held", "_is_muted", "_piped", "_receive", "_send", "can_splice", "has_ended",
+        "_cell", "_held", "_is_ending", "_is_muted", "_piped", "_receive", "_send", "can_splice", "has_ended",
         "is_blocked", "is_bulk", "pair", "pipe", "reads_on", "reverse", "sink", "source",
     )  # fmt: skip
 
@@ -66,6 +66,7 @@ class Flow:
         self._held = b""
         self.pipe: Pipe | None = None
         self._piped = 0
+        self._is_ending = False
         self._is_muted = False
         self.is_blocked = False
         self.is_bulk = False
@@ -160,6 +161,14 @@ class Flow:
             except OSError:
                 self.pair.abort()
 
+    def _end(self) -> None:
+        """The source has said all, and the sink is told so."""
+        try:
+            self.pair.end(self)
+        except BlockingIOError:
+            # TLS has a last word, for which there may be no room.
+            self.is_blocked = self._is_ending = True
+
     def _copy(self, to_the_end: int | bool) -> bool:
         """Pass on small pieces, and say whether larger ones are coming."""
         receive = self._receive
@@ -170,7 +179,7 @@ class Flow:
                 return False
             size = len(data)
             if not size:
-                self.pair.end(self)
+                self._end()
                 return False
             if not self._write(data):
                 return False
@@ -198,6 +207,9 @@ class Flow:
 
     def _flush(self) -> bool:
         self.is_blocked = False
+        if self._is_ending:
+            self._end()
+            return False
         if self.pipe is not None:
             is_flushed = self._empty(self.pipe)
             if is_flushed:

@@ -55,12 +55,12 @@ class Pair:
             self.abort()
 
     def end(self, flow: Flow) -> None:
-        """All of one direction has been passed on, and then the end of it."""
-        flow.has_ended = True
+        """All of one direction has been passed on, and so is its end. Raises BlockingIOError as a send."""
         is_over = flow.reverse.has_ended
-        # TLS says goodbye in any case, or the client takes the end for an attacker's. See RFC 8446, 6.1.
+        # TLS says goodbye in any case, or the end could be an attacker's. See RFC 8446, 6.1.
         if not is_over or not isinstance(flow.sink, socket.socket):
             flow.sink.shutdown(socket.SHUT_WR)
+        flow.has_ended = True
         if is_over:
             self.close()
 

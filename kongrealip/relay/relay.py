@@ -78,9 +78,11 @@ class Relay:
         if self._allowed is not None and not judge_peer(self._allowed, resolution.client)[1]:
             text = f"the client {resolution.client.ip} is not in the allow list"
             self._reception.refuse(arrival, text, "not_allowed")
+            # Behind a handshake it is watched.
+            self.readiness.forget(arrival.sock.fileno())
             arrival.sock.close()
             return
-        own = () if secured is None else secured.tlvs()
+        own = None if secured is None else secured.tlvs()
         preamble = announcement(self._form, resolution, arrival.local, own)
         Connecting(self, arrival, secured or arrival.sock, preamble).begin()
 

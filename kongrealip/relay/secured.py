@@ -33,7 +33,7 @@ class Secured:
         # Encrypted, and not taken by the socket yet; and how many bytes it was before.
         self._unsent = ahead
         self._accepted = 0
-        self._says_goodbye = False
+        self._has_said_goodbye = False
         self.fileno = sock.fileno
         self.setsockopt = sock.setsockopt
         self.close = sock.close
@@ -42,7 +42,8 @@ class Secured:
         """Go on, and say whether it is done. Raises ssl.SSLError and OSError."""
         with contextlib.suppress(BlockingIOError):
             while not self._step():
-                self._receive()
+                if not self._receive():
+                    raise ConnectionResetError("closed in the middle of its handshake")
             return True
         return False
 
@@ -52,11 +53,12 @@ class Secured:
             try:
                 return self._tls.read(size)
             except ssl.SSLWantReadError:
-                self._after_read()
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                # Said goodbye, or hung up without, as many do.
+                self._answer()
+            except ssl.SSLZeroReturnError:
                 return b""
-            self._receive()
+            if not self._receive():
+                # Hung up without a goodbye, as many do. OpenSSL is not told: it would not write any more.
+                return b""
 
     def send(self, data: bytes, /) -> int:
         if not self._accepted:
@@ -67,9 +69,15 @@ class Secured:
 
     def shutdown(self, how: int, /) -> None:
         """Say that nothing more will be sent. What is received still is."""
-        self._says_goodbye = True
-        if not self._incoming.pending:
-            self._say_goodbye()
+        if not self._has_said_goodbye:
+            self._has_said_goodbye = True
+            # It also looks for the other's goodbye, and would choke on other things. It finds nothing.
+            received = self._incoming.read()
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()
+            self._incoming.write(received)
+        self._flush()
+        self._sock.shutdown(how)
 
     def _step(self) -> bool:
         try:
@@ -85,29 +93,15 @@ class Secured:
         self._flush()
         return True
 
-    def _receive(self) -> None:
-        data = self._sock.recv(_CHUNK)
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
+    def _receive(self) -> int:
+        """How many bytes there were; none is the end."""
+        return self._incoming.write(self._sock.recv(_CHUNK))
 
-    def _after_read(self) -> None:
-        """Everything that had come has been read."""
-        if self._says_goodbye:
-            self._say_goodbye()
-        elif self._outgoing.pending:
+    def _answer(self) -> None:
+        """Reading may make OpenSSL say something, of new keys for instance."""
+        if self._outgoing.pending:
             with contextlib.suppress(BlockingIOError):
                 self._flush()
-
-    def _say_goodbye(self) -> None:
-        self._says_goodbye = False
-        # It also looks for the other's goodbye, among what has been received: nothing, by now.
-        with contextlib.suppress(ssl.SSLError):
-            self._tls.unwrap()
-        with contextlib.suppress(BlockingIOError):
-            self._flush()
-        self._sock.shutdown(socket.SHUT_WR)
 
     def _flush(self) -> None:
         self._unsent += self._outgoing.read()
