@@ -337,6 +337,7 @@ def test_neither_end_waits_for_more_to_send(lab: RelayLab) -> None:
     lab.ends()
     (pair,) = lab.relay.pairs
     for end in (pair.client, pair.upstream):
+        assert isinstance(end, socket.socket)
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
@@ -436,24 +437,24 @@ def exactly_zeros(sock: socket.socket, size: int) -> bool:
     return True
 
 
-def test_who_does_not_read_costs_no_turns(lab: RelayLab) -> None:
-    """A sender that is stopped is not asked again and again."""
-    client, _ = lab.ends()
-    send_until_stopped(client)
-    wakes: list[int] = []
-    wake = lab.relay.readiness._wake
-    (pair,) = lab.relay.pairs
-    assert pair.from_client.is_blocked
-    # It is the loop that calls it, whatever it is asked for: count the events.
-    handler = lab.relay.readiness._handlers[pair.client.fileno()]
-    lab.call(lambda: lab.relay.readiness._handlers.update({pair.client.fileno(): wakes.append}))
-    client.setblocking(False)
-    for _ in range(100):
-        with contextlib.suppress(BlockingIOError):
-            client.send(b"x")
-        lab.call(wake)
-    assert len(wakes) <= 2
-    lab.call(lambda: lab.relay.readiness._handlers.update({pair.client.fileno(): handler}))
+@UPWARD
+@pytest.mark.parametrize("pipes", [None, 0], ids=["spliced", "copied"])
+def test_who_does_not_read_costs_no_turns(loop: str, upward: bool, pipes: int | None) -> None:
+    """What comes while it cannot go on is not told, and does not so much as wake the loop."""
+    with started(loop, pipes) as lab:
+        sender, _ = both_ways(lab.ends(), upward)
+        (pair,) = lab.relay.pairs
+        flow_of_sender = pair.from_client if upward else pair.from_upstream
+        while not flow_of_sender.is_blocked:
+            sender.sendall(bytes(65536))
+            lab.wait_for_rest()
+        # The first may be told, to learn that nobody wants to hear.
+        sender.sendall(b"x")
+        lab.wait_for_rest()
+        with lab.held():
+            for _ in range(10):
+                sender.sendall(b"x")
+            assert select.select([lab.relay.readiness._epoll.fileno()], [], [], 0.05)[0] == []
 
 
 @pytest.mark.parametrize("most", [0, 1])
