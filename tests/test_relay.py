@@ -363,6 +363,16 @@ def test_urgent_data_stops_nothing(
     assert to_the_end(second) == b""
 
 
+def test_urgent_data_before_there_is_an_upstream(lab: RelayLab) -> None:
+    with lab.held():
+        client = lab.connect()
+        client.sendall(b"before")
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"behind")
+    got = exactly(lab.upstream.accept(), 12)
+    assert got.replace(b"!", b"") in (b"beforebehind", b"beforebehin")
+
+
 def test_urgent_data_and_the_end(lab: RelayLab, pool: ThreadPoolExecutor) -> None:
     """What stands behind the urgent byte is not lost with the end."""
     client, upstream = lab.ends()

@@ -101,13 +101,20 @@ class Flow:
         if events & IS_RESET and (self.is_blocked or self.has_ended):
             self.pair.abort()
             return True
-        if events & IS_URGENT and not self.reads_on:
-            # A read ends in front of an urgent byte (telnet, FTP and Oracle send some), though
-            # there is more, and a splice does not come past it at all.
+        if events & IS_URGENT:
+            self._come_past_urgent()
+        return False
+
+    def _come_past_urgent(self) -> None:
+        """Read on where a read ends, and do not splice.
+
+        A read ends in front of an urgent byte (telnet, FTP and Oracle send some), though there is
+        more, and a splice does not come past it at all. TLS has none.
+        """
+        if not self.reads_on:
             self.source.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, _ON)
             self.can_splice = self.is_bulk = False
             self.reads_on = True
-        return False
 
     def _mute(self) -> None:
         """What sends much goes on, and would be told of with each segment."""
@@ -120,6 +127,8 @@ class Flow:
         ``events`` are those of the source until now.
         """
         data = preamble
+        if events & IS_URGENT:
+            self._come_past_urgent()
         # It was not relayed, and will be counted with the rest.
         self.pair.relay.cells[self._cell] -= len(preamble)
         if events & CAN_READ or self.reads_on:
