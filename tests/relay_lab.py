@@ -156,6 +156,7 @@ class RelayLab:
     _names: list[str] = field(default_factory=list)
     _opened: list[Opened] = field(default_factory=list)
     _clients: list[socket.socket] = field(default_factory=list)
+    _is_ready: threading.Event = field(default_factory=threading.Event)
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
 
     @property
@@ -209,8 +210,8 @@ class RelayLab:
         thread = threading.Thread(target=self._server.run, name=f"relay-{loop}")
         thread.start()
         try:
-            wait_until(lambda: self._server.started or not thread.is_alive(), "the relay")
-            assert self._server.started, "the relay's thread ended at its start"
+            wait_until(lambda: self._is_ready.is_set() or not thread.is_alive(), "the relay")
+            assert self._is_ready.is_set(), "the relay's thread ended at its start"
             yield self
         finally:
             # In this order: what is still open would be waited for.
@@ -232,7 +233,8 @@ class RelayLab:
         targets = resolve_targets(relay.upstreams, "KONGREALIP_UPSTREAM")
         behind = Behind(relay, targets, for_clients(settings, relay), for_upstreams(relay))
         counters = Counters(keys_of(settings, behind), 1)
-        return RelayServer(settings, behind, {}, loop=loop, opened=self._opened, counters=counters), counters
+        more = {"opened": self._opened, "counters": counters, "on_ready": self._is_ready.set}
+        return RelayServer(settings, behind, {}, loop=loop, **more), counters
 
     def _close(self) -> None:
         for client in self._clients:

@@ -173,6 +173,21 @@ def test_a_reset_after_half_close(lab: RelayLab, upward: bool) -> None:
 
 
 @UPWARD
+def test_an_end_and_a_reset_at_once(lab: RelayLab, upward: bool) -> None:
+    """To a read it looks like an end and no more, and nothing is told of it again."""
+    first, second = both_ways(lab.ends(), upward)
+    with lab.held():
+        first.sendall(b"a question")
+        first.shutdown(socket.SHUT_WR)
+        reset(first)
+    soon(lambda: not lab.relay.open, "the reset to be noticed")
+    with contextlib.suppress(ConnectionResetError):
+        assert to_the_end(second) in (b"a question", b"")
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        send_until_stopped(second)
+
+
+@UPWARD
 def test_a_reset_of_one_that_waits_for_the_end(lab: RelayLab, upward: bool) -> None:
     """The other has said all, and this one goes for good in the middle of its answer."""
     first, second = both_ways(lab.ends(), upward)

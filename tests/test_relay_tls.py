@@ -485,6 +485,20 @@ def test_the_upstream_ends_while_it_does_not_read(ports: Ports) -> None:
         assert len(receiving.result()) == sent
 
 
+def test_a_client_that_is_gone_before_the_upstream_has_read(ports: Ports) -> None:
+    """Nobody is there to say goodbye to. That is no reason to take anything back."""
+    client, upstream = ports.talking()
+    # What it has not read would make its end a reset: the tickets of 1.3.
+    upstream.sendall(b"hello")
+    assert client.exactly(5) == b"hello"
+    client.send(b"x" * 300_000)
+    client.end()
+    client.sock.close()
+    ports.lab.wait_for_rest()
+    upstream.shutdown(socket.SHUT_WR)
+    assert len(to_the_end(upstream)) == 300_000
+
+
 def test_both_end_at_once(ports: Ports) -> None:
     client, upstream = ports.talking()
     with ports.lab.held():
@@ -990,6 +1004,19 @@ def test_the_ends_of_an_upstream(upward: Secured) -> None:
     client.sendall(b"and now I" * 10_000)
     client.shutdown(socket.SHUT_WR)
     assert upstream.to_the_end() == b"and now I" * 10_000
+
+
+def test_an_upstream_that_is_gone_before_the_client_has_read(upward: Secured) -> None:
+    client = upward.lab.connect(receive_buffer=4096)
+    upstream = upward.accept()
+    upstream.send(b"x" * 1_000_000)
+    upstream.end()
+    upstream.sock.close()
+    pairs = upward.lab.relay.pairs
+    soon(lambda: any(pair.from_upstream.has_ended for pair in list(pairs)), "all to be on its way")
+    client.shutdown(socket.SHUT_WR)
+    soon(lambda: not upward.lab.relay.open, "the pair to be gone")
+    assert len(to_the_end(client)) == 1_000_000
 
 
 def test_resets_of_an_upstream(upward: Secured) -> None:

@@ -26,7 +26,6 @@ _SMALL = 16384
 # How often to go on before others have their turn.
 _TURNS = 8
 _ON = (1).to_bytes(4, sys.byteorder)
-_ODD = IS_RESET | IS_URGENT
 _FLAGS = SPLICE_F_NONBLOCK | SPLICE_F_MOVE
 
 
@@ -78,7 +77,10 @@ class Flow:
     def on_events(self, events: int) -> None:
         """The source has changed. It is also the sink of the other direction."""
         try:
-            if events & _ODD and self._is_over(events):
+            if events & IS_URGENT:
+                self._come_past_urgent()
+            if events & IS_RESET:
+                self._pass_on_reset()
                 return
             if events & CAN_WRITE and self.reverse.is_blocked:
                 self.reverse.pump(True)
@@ -96,14 +98,12 @@ class Flow:
             self.pair.abort()
             raise
 
-    def _is_over(self, events: int) -> bool:
-        """Whether the source was reset while nothing is read from it; otherwise a read will tell."""
-        if events & IS_RESET and (self.is_blocked or self.has_ended):
-            self.pair.abort()
-            return True
-        if events & IS_URGENT:
-            self._come_past_urgent()
-        return False
+    def _pass_on_reset(self) -> None:
+        """The source is gone. What it had said before goes first, as far as the sink takes it."""
+        if not (self.is_blocked or self.has_ended):
+            # Where it had ended as well, a read tells of the end alone.
+            self.pump(True)
+        self.pair.abort()
 
     def _come_past_urgent(self) -> None:
         """Read on where a read ends, and do not splice.

@@ -57,9 +57,10 @@ class Pair:
     def end(self, flow: Flow) -> None:
         """All of one direction has been passed on, and so is its end. Raises BlockingIOError as a send."""
         is_over = flow.reverse.has_ended
-        # TLS says goodbye in any case, or the end could be an attacker's. See RFC 8446, 6.1.
-        if not is_over or not isinstance(flow.sink, socket.socket):
+        if not is_over:
             flow.sink.shutdown(socket.SHUT_WR)
+        elif not isinstance(flow.sink, socket.socket):
+            _say_goodbye(flow.sink)
         flow.has_ended = True
         if is_over:
             self.close()
@@ -83,3 +84,13 @@ class Pair:
             # The two hold each other, and the garbage collector comes seldom.
             del flow.reverse
         del self.from_client, self.from_upstream
+
+
+def _say_goodbye(end: End) -> None:
+    """TLS has to, or the end could be an attacker's (RFC 8446, 6.1); the other may be gone by now."""
+    try:
+        end.shutdown(socket.SHUT_WR)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass

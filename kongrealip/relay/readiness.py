@@ -15,6 +15,8 @@ HAS_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 IS_RESET = select.EPOLLERR
 IS_URGENT = select.EPOLLPRI
 CAN_READ = select.EPOLLIN | HAS_ENDED
+# Linux wakes those who wait for urgent bytes with every other as well.
+_WITHOUT_BYTES = HAS_ENDED | CAN_WRITE | select.EPOLLET
 _ALL = CAN_READ | CAN_WRITE | IS_URGENT | select.EPOLLET
 _EVENTS_A_LOOK = 256
 # What happens in the meantime is taken along: a turn of the loop costs more than a look.
@@ -48,7 +50,7 @@ class Readiness:
 
     def mute(self, descriptor: int) -> None:
         """Tell no more of bytes that come, for they cannot be taken: each segment would be told."""
-        self._epoll.modify(descriptor, _ALL & ~select.EPOLLIN)
+        self._epoll.modify(descriptor, _WITHOUT_BYTES)
 
     def unmute(self, descriptor: int) -> None:
         """Tell of everything again, and of what has come in the meantime."""
