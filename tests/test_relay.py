@@ -412,7 +412,7 @@ def send_until_stopped(sock: socket.socket) -> int:
     block = bytes(MEGABYTE)
     sock.setblocking(False)
     # Not writable for a while is stopped; should it go on later, nothing is wrong.
-    while select.select([], [sock], [], 0.1)[1]:
+    while select.select([], [sock], [], 0.05)[1]:
         with contextlib.suppress(BlockingIOError):
             sent += sock.send(block)
         assert sent < MOST_IN_FLIGHT, "nobody reads, and nobody says so"

@@ -33,7 +33,7 @@ from tests.running import (
 )
 from tests.test_cli import run
 from tests.test_relay_outgoing import CLIENT, SERVICE, Told, form_v2, v1
-from tests.test_workers import IN_FORCE, STAYS, is_gone, renew, stopped, wait_for_workers, workers_of
+from tests.test_workers import IN_FORCE, STAYS, renew, stopped, wait_for_workers, workers_of
 
 STANDS = "Started server process"
 TRUST = {"KONG_TRUSTED_IPS": f"{LOOPBACK}/32"}
@@ -157,7 +157,7 @@ def test_who_waits_in_the_queue_is_served(workers: tuple[str, ...]) -> None:
 def test_who_has_not_shown_a_whole_preamble_is_waited_for(upstream: Upstream) -> None:
     """Not longer than the limit; whoever completes it is served."""
     port = free_port()
-    args = ("--upstream", upstream.name, "--drain-timeout", "2s")
+    args = ("--upstream", upstream.name, "--drain-timeout", "1s")
     with (
         relaying(port, *args, environ=TRUST, flags="proxy_protocol") as relay,
         open_clients(port, 2) as (quick, slow),
@@ -248,7 +248,7 @@ def test_a_renewal_brings_another_upstream(tmp_path: Path, upstream: Upstream) -
         client.close()
         assert to_the_end(sock) == b""
         sock.close()
-        wait_until(lambda: all(map(is_gone, before)), "the workers of yesterday to be gone")
+        wait_until(lambda: not set(before) & set(workers_of(relay)), "the workers of yesterday to be gone")
 
 
 def first_words(port: int, *several: Upstream) -> bytes:
