@@ -83,12 +83,18 @@ def test_empty_is_the_default() -> None:
     names = [
         name
         for name in RelaySettings._fields
-        if name not in ("given", "upstreams", "client_ca", "client_verify")
+        if name not in ("given", "upstreams", "allow", "client_ca", "client_verify")
     ]
     assert relay(upstream="", **dict.fromkeys(names, " "))._replace(given={}) == RelaySettings()
     for word in ("", "NONE"):
         _, found = load_relay({CERTIFICATE: word, VERIFY: word})
         assert (found.client_ca, found.client_verify) == (None, "off")
+
+
+@pytest.mark.parametrize("word", ["", " ", ","])
+def test_an_allow_list_that_is_empty_lets_nobody_in_by_mistake(word: str) -> None:
+    """As from an unset variable. Everybody is let in where there is no list at all."""
+    assert problems({"KONGREALIP_ALLOW": word})[-1].startswith("KONGREALIP_ALLOW: is empty, ")
 
 
 def test_every_problem_of_both_is_reported_one_line_each() -> None:

@@ -143,7 +143,7 @@ def is_gone(pid: int) -> bool:
     """Whether it ended; whoever inherited it may not have looked yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

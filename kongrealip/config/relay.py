@@ -97,7 +97,7 @@ def _read(source: Source) -> RelaySettings:
     relay = RelaySettings(
         upstreams=_upstreams(source),
         send_proxy=source.choice("send_proxy", SEND_PROXY, defaults.send_proxy, OURS),
-        allow=source.networks("allow", OURS),
+        allow=_allow(source),
         upstream_tls=source.switch("upstream_tls", "off", OURS),
         upstream_tls_verify=source.switch("upstream_tls_verify", "on", OURS),
         upstream_tls_ca=source.pem("upstream_tls_ca", OURS),
@@ -121,6 +121,14 @@ def _check_stream_listen(source: Source) -> None:
         if "udp" in flags_of(entry, STREAM_FLAGS)[0]:
             hint = "the relay passes on TCP alone, leave udp or the entry out"
             source.problem("stream_listen", f"entry {position} {entry!r}: {hint}")
+
+
+def _allow(source: Source) -> tuple[str, ...]:
+    """Empty where nothing was given, and never where that was something else that is empty."""
+    networks = source.networks("allow", OURS)
+    if "allow" in source.given and not networks:
+        source.problem("allow", "is empty, write networks, or leave it out to let everybody in")
+    return networks
 
 
 def _upstreams(source: Source) -> tuple[Upstream, ...]:

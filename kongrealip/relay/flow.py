@@ -131,15 +131,17 @@ class Flow:
         data = preamble
         if events & IS_URGENT:
             self._come_past_urgent()
-        # It was not relayed, and will be counted with the rest.
-        self.pair.relay.cells[self._cell] -= len(preamble)
         if events & CAN_READ or self.reads_on:
             try:
                 received = self._receive(_CHUNK)
             except BlockingIOError:
                 received = b""
             data += received
-        if data and not self._write(data):
+        sent = self._try(data) if data else 0
+        # The preamble was not relayed.
+        self.pair.relay.cells[self._cell] += max(0, sent - len(preamble))
+        if sent < len(data):
+            self._hold(data[sent:])
             return
         if events & HAS_ENDED or len(data) >= _CHUNK or self.reads_on:
             self.pump(True)
@@ -171,6 +173,9 @@ class Flow:
                 self.pump(True)
             except OSError:
                 self.pair.abort()
+            except Exception:
+                self.pair.abort()
+                raise
 
     def _end(self) -> None:
         """The source has said all, and the sink is told so."""
@@ -213,14 +218,18 @@ class Flow:
 
     def _write(self, data: bytes) -> bool:
         """Say whether all of it is gone. What is not is held."""
-        try:
-            sent = self._send(data)
-        except BlockingIOError:
-            sent = 0
+        sent = self._try(data)
         self.pair.relay.cells[self._cell] += sent
         if sent < len(data):
             self._hold(data[sent:])
         return not self.is_blocked
+
+    def _try(self, data: bytes) -> int:
+        """How many bytes the sink takes now."""
+        try:
+            return self._send(data)
+        except BlockingIOError:
+            return 0
 
     def _hold(self, data: bytes) -> None:
         self._held = data

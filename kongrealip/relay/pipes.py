@@ -11,7 +11,7 @@ from typing import NamedTuple
 _PIPE_BYTES = 1 << 20
 # As much again for a user in all, /proc/sys/fs/pipe-user-pages-soft. A pipe is held while what
 # is in it cannot go on, so this bounds what slow readers can pin.
-_MOST = 64
+MOST_PIPES = 64
 _KEPT = 8
 
 
@@ -23,7 +23,7 @@ class Pipe(NamedTuple):
 class Pipes:
     """Empty pipes to borrow. A connection has one only while there is something in it."""
 
-    def __init__(self, most: int = _MOST) -> None:
+    def __init__(self, most: int = MOST_PIPES) -> None:
         self._free: list[Pipe] = []
         self._lent = 0
         self._most = most

@@ -91,4 +91,7 @@ class Readiness:
                     # The others will not be told again, so they have their turn whatever this is.
                     logger.exception("an error of this program's own, for one connection")
         for go_on in again:
-            go_on()
+            try:
+                go_on()
+            except Exception:
+                logger.exception("an error of this program's own, for one connection")

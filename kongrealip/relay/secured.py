@@ -99,7 +99,8 @@ class Secured:
 
     def _answer(self) -> None:
         """Reading may make OpenSSL say something, of new keys for instance."""
-        if self._outgoing.pending:
+        # Behind our goodbye there is nothing more to say.
+        if self._outgoing.pending and not self._has_said_goodbye:
             with contextlib.suppress(BlockingIOError):
                 self._flush()
 

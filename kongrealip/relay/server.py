@@ -14,14 +14,19 @@ from typing import Any, NoReturn
 
 from kongrealip.config import Settings
 from kongrealip.realip.resolve import PEER, PROXY_PROTOCOL
+from kongrealip.relay.pipes import MOST_PIPES
 from kongrealip.relay.relay import TO_CLIENT, TO_UPSTREAM, Behind, Relay
 from kongrealip.server.asgi import Server
 from kongrealip.server.counters import Key, keys_of_listeners
-from kongrealip.server.reception import Arrival
+from kongrealip.server.reception import Arrival, most_connections
 
 #: Why a connection was not relayed, beside what is found at the door.
 REFUSALS = ("not_allowed", "no_upstream")
 _LOOK_SECONDS = 0.02
+# Descriptors of a process that are pipes, or its own, or will be upstreams of what is being accepted:
+# who finds none for its upstream would be closed, and can wait in the queue instead.
+_NOT_FOR_SOCKETS = 2 * MOST_PIPES + 64 + 32
+_FEWEST = 8
 
 
 def keys_of(settings: Settings, behind: Behind) -> list[Key]:
@@ -44,7 +49,8 @@ class RelayServer(Server):
     def __init__(
         self, settings: Settings, behind: Behind, contexts: Mapping[bool, ssl.SSLContext], **more: Any
     ) -> None:
-        settings = settings._replace(proxy_listen=())
+        most = settings.nginx_events_worker_connections or max(_FEWEST, most_connections() - _NOT_FOR_SOCKETS)
+        settings = settings._replace(proxy_listen=(), nginx_events_worker_connections=most)
         super().__init__(_nothing, settings, contexts=contexts, lifespan="off", **more)
         self._behind = behind
         self._relayed = {listen.address for listen in settings.stream_listen}

@@ -84,7 +84,7 @@ class Reception:
         self._optional = TrustedNetworks(settings.proxy_protocol_optional_from)
         self._has_optional = bool(settings.proxy_protocol_optional_from)
         self._count_served = count_served
-        self._most = settings.nginx_events_worker_connections or _most_connections()
+        self._most = settings.nginx_events_worker_connections or most_connections()
         self._most_half_open = settings.half_open_connections or max(1, self._most // 2)
 
     @property
@@ -173,7 +173,7 @@ def printed(peer: Address) -> str:
     return ip if port is None else f"{ip}:{port}"
 
 
-def _most_connections() -> int:
+def most_connections() -> int:
     """What the descriptors of this process allow, and no more than Kong would take."""
     soft: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _AUTO_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft, _AUTO_CONNECTIONS)
