@@ -155,16 +155,17 @@ def measure(scenario: Scenario, loop: str, runs: int) -> int:
     return missed
 
 
-def main() -> int:
+def play(scenarios: Iterator[Scenario], description: str | None, runs: int) -> int:
+    """What the command line asks for of these, and whether a bar was missed."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=runs)
     parser.add_argument("--only", default="", metavar="NAME", help="scenarios with this in their name")
     parser.add_argument("--loop", choices=LOOPS, help="one event loop instead of both")
     options = parser.parse_args()
     missed = 0
-    for scenario in scenarios():
+    for scenario in scenarios:
         if options.only in scenario.name:
             for loop in (options.loop,) if options.loop else LOOPS:
                 missed += measure(scenario, loop, options.runs)
@@ -173,4 +174,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(play(scenarios(), __doc__, runs=5))

@@ -8,13 +8,11 @@ its clients and its upstream share the machine, and open 20,000 files.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 
-from benchmarks.faults_hostile import NONE, Bar, Scenario, measure
+from benchmarks.faults_hostile import NONE, Bar, Scenario, play
 from tests.faults import relay
-from tests.lab import LOOPS
 
 
 def scenarios() -> Iterator[Scenario]:
@@ -35,22 +33,5 @@ def scenarios() -> Iterator[Scenario]:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", default="", metavar="NAME", help="scenarios with this in their name")
-    parser.add_argument("--loop", choices=LOOPS, help="one event loop instead of both")
-    options = parser.parse_args()
-    missed = 0
-    for scenario in scenarios():
-        if options.only in scenario.name:
-            for loop in (options.loop,) if options.loop else LOOPS:
-                missed += measure(scenario, loop, options.runs)
-    print(f"{missed} bars missed")
-    return min(missed, 1)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(play(scenarios(), __doc__, runs=3))
