@@ -82,7 +82,8 @@ class Relay:
             self.readiness.forget(arrival.sock.fileno())
             arrival.sock.close()
             return
-        own = None if secured is None else secured.tlvs()
+        # No other form has room for what is said of the handshake.
+        own = secured.tlvs() if secured is not None and self._form == "v2" else None
         preamble = announcement(self._form, resolution, arrival.local, own)
         Connecting(self, arrival, secured or arrival.sock, preamble).begin()
 
