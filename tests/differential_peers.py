@@ -236,7 +236,7 @@ def view_of(scope: Scope) -> View:
 
 
 def _preamble_view(preamble: Preamble) -> View:
-    found = first_tlvs(preamble.tlvs)
+    found = first_tlvs(preamble.tlv_area)
     ssl = found.get(0x20, b"")
     view = {
         "proxy_protocol_addr": preamble.source_ip,

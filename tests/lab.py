@@ -7,7 +7,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,7 +28,7 @@ LOOPS = ("asyncio", "uvloop")
 class Lab:
     """Listeners are added first, each with the settings that its requests are decided by."""
 
-    app: Any = whoami.app
+    app: Any = field(default_factory=lambda: whoami.app)
     preamble_timeout: float = 2.0
     #: Of the server as a whole: limits, checks, deadlines.
     settings: Settings = field(default_factory=Settings)
@@ -36,21 +36,28 @@ class Lab:
     _apps: dict[object, Any] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
 
-    def add(self, settings: Settings, host: str = "127.0.0.1", flags: tuple[str, ...] = ()) -> int:
-        """Open a listener and return its port."""
+    def add(
+        self,
+        settings: Settings | Callable[[int], Settings],
+        host: str = "127.0.0.1",
+        flags: tuple[str, ...] = (),
+        root_path: str = "",
+    ) -> int:
+        """Open a listener and return its port, on which the settings may depend."""
         listen = Listen(host, 0, flags)
         (sock,) = bind(listen)
         self._sockets.append(Opened(sock, listen._replace(port=sock.getsockname()[1])))
         # The system gives the same port to listeners of different families.
         address = sock.getsockname()[:2]
-        self._apps[address] = RealIPMiddleware(self.app, settings)
+        made = settings if isinstance(settings, Settings) else settings(address[1])
+        self._apps[address] = under(root_path, RealIPMiddleware(self.app, made))
         return int(address[1])
 
-    def add_unix(self, settings: Settings, flags: tuple[str, ...] = ()) -> str:
+    def add_unix(self, settings: Settings, flags: tuple[str, ...] = (), root_path: str = "") -> str:
         """Open a Unix socket and return its path."""
         path = str(Path(self._folder.name, f"{len(self._sockets)}.sock"))
         self._sockets.append(Opened(bind_unix(path), Listen(f"unix:{path}", 0, flags)))
-        self._apps[path, None] = RealIPMiddleware(self.app, settings)
+        self._apps[path, None] = under(root_path, RealIPMiddleware(self.app, settings))
         return path
 
     async def _dispatch(self, scope: Any, receive: Any, send: Any) -> None:
@@ -88,6 +95,16 @@ class Lab:
             thread.join(timeout=20)
             assert not thread.is_alive()
             self._folder.cleanup()
+
+
+def under(root_path: str, app: Any) -> Any:
+    """The application as a server calls it that has been told of a prefix."""
+
+    async def prefixed(scope: Any, receive: Any, send: Any) -> None:
+        scope["root_path"] = root_path
+        await app(scope, receive, send)
+
+    return prefixed if root_path else app
 
 
 @cache

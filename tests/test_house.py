@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "kongrealip"
 # A room may import itself and what stands before it. The two doors do not know each other.
-ORDER = ["errors", "address", "preamble", "realip", "config", "middleware", "server", "relay", "cli"]
+ORDER = [
+    "errors", "address", "preamble", "realip", "config", "middleware", "server", "relay", "proxy", "cli",
+    "pytest_plugin",
+]  # fmt: skip
 APART = {"middleware": {"server"}, "server": {"middleware"}}
 PURE = ("errors", "address", "preamble", "realip", "config")
 FORBIDDEN_IN_PURE = {"asyncio", "socket", "ssl", "os"}

@@ -228,7 +228,7 @@ def test_arguments_win_over_settings_and_are_checked(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("KONG_NGINX_PROXY_REAL_IP_HEADER", "X-A")
     with pytest.raises(SettingsError, match=r"^the argument trusted_ips: entry 2 'kong.local': "):
         RealIPMiddleware(App(), trusted_ips=["10.0.0.1", "kong.local"])
-    settings = Settings().replaced(["10.0.0.1"], "X-B", real_ip_recursive=True)
+    settings = Settings().replaced(trusted_ips=["10.0.0.1"], real_ip_header="X-B", real_ip_recursive=True)
     assert (settings.trusted_ips, settings.real_ip_header, settings.real_ip_recursive) == (
         ("10.0.0.1",),
         "X-B",

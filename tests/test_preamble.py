@@ -69,7 +69,7 @@ def test_version_2_is_consumed_exactly(body: bytes, tail: bytes, command: int, f
     answer = outcome(head + body + tail)
     if isinstance(answer, tuple):
         assert answer[1] == len(head) + len(body)
-        assert answer[0].tlvs == b"" or body.endswith(answer[0].tlvs)
+        assert answer[0].tlv_area == b"" or body.endswith(answer[0].tlv_area)
     else:
         assert answer == "refused", "nothing is missing, so nothing is waited for"
 
@@ -114,7 +114,7 @@ def test_second_opinion_on_tlvs(values: dict[int, bytes]) -> None:
     packed = ProxyProtocolV2().pack(ProxyResultIPv4(*ends, protocol=socket.SOCK_STREAM, tlv=tlv))
     answer = parse(packed)
     assert answer is not None
-    assert first_tlvs(answer[0].tlvs) == values
+    assert first_tlvs(answer[0].tlv_area) == values
 
 
 def test_local() -> None:

@@ -171,8 +171,8 @@ def test_version_2_comes_back(source: Address, destination: Address, area: bytes
     if ":" in one + other:
         one, other = mapped(one), mapped(other)
     assert preamble[:6] == (2, "PROXY", one, source.port or 0, other, destination.port or 0)
-    assert without_checksums(preamble.tlvs) == without_checksums(kept)
-    assert [start for _, start, _ in entries(preamble.tlvs)] == [start for _, start, _ in entries(kept)]
+    assert without_checksums(preamble.tlv_area) == without_checksums(kept)
+    assert [start for _, start, _ in entries(preamble.tlv_area)] == [start for _, start, _ in entries(kept)]
 
 
 def without_checksums(area: bytes) -> list[tuple[int, bytes]]:
@@ -189,7 +189,7 @@ def test_no_address_is_local(one: Address, other: Address, area: bytes) -> None:
 def test_the_checksum_is_right(source: Address, destination: Address, before: bytes, behind: bytes) -> None:
     kept = kept_tlvs(before + tlv(CRC32C, b"old!") + behind)
     written = v2(source, destination, kept)
-    (value,) = (value for kind, _, value in entries(read(written).tlvs) if kind == CRC32C)
+    (value,) = (value for kind, _, value in entries(read(written).tlv_area) if kind == CRC32C)
     place = written.index(tlv(CRC32C, value)) + 3
     assert crc32c(written[:place] + bytes(4) + written[place + 4 :]).to_bytes(4, "big") == value
 
@@ -201,7 +201,7 @@ def test_the_checksum_of_haproxy_is_written_again() -> None:
     assert preamble.destination_ip is not None
     source = Address(preamble.source_ip, preamble.source_port)
     destination = Address(preamble.destination_ip, preamble.destination_port)
-    spoilt = preamble.tlvs.replace(first_tlvs(preamble.tlvs)[CRC32C], b"\0\1\2\3")
+    spoilt = preamble.tlv_area.replace(first_tlvs(preamble.tlv_area)[CRC32C], b"\0\1\2\3")
     assert v2(source, destination, kept_tlvs(spoilt)) == HAPROXY
 
 
@@ -213,15 +213,15 @@ def test_what_looks_like_a_checksum_inside_a_value_is_left_alone() -> None:
 @pytest.mark.parametrize(("listener", "room"), [(LISTENER, 65523), (LISTENER_6, 65499)])
 def test_what_has_no_room_is_dropped_from_the_end(listener: Address, room: int) -> None:
     first, second = tlv(1, b"h2"), tlv(0xEA, bytes(room - 5 - 3))
-    assert read(v2(CLIENT, listener, first + second)).tlvs == first + second, "the last length that fits"
-    assert read(v2(CLIENT, listener, first + second + tlv(2, b""))).tlvs == first + second
-    assert read(v2(CLIENT, listener, first + tlv(0xEA, bytes(room - 5 - 2)))).tlvs == first
-    assert read(v2(CLIENT, listener, tlv(0xEA, bytes(room - 2)) + first)).tlvs == b""
+    assert read(v2(CLIENT, listener, first + second)).tlv_area == first + second, "the last length that fits"
+    assert read(v2(CLIENT, listener, first + second + tlv(2, b""))).tlv_area == first + second
+    assert read(v2(CLIENT, listener, first + tlv(0xEA, bytes(room - 5 - 2)))).tlv_area == first
+    assert read(v2(CLIENT, listener, tlv(0xEA, bytes(room - 2)) + first)).tlv_area == b""
 
 
 def test_a_checksum_is_of_what_is_left() -> None:
     area = tlv(CRC32C, bytes(4)) + tlv(1, b"h2") + tlv(0xEA, bytes(65520))
-    assert first_tlvs(read(v2(CLIENT, LISTENER_6, area)).tlvs).keys() == {CRC32C, 1}
+    assert first_tlvs(read(v2(CLIENT, LISTENER_6, area)).tlv_area).keys() == {CRC32C, 1}
 
 
 def test_what_is_kept() -> None:

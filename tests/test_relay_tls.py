@@ -320,7 +320,7 @@ def seen(upstream: socket.socket) -> Seen:
     whole = head + exactly(upstream, int.from_bytes(head[14:], "big"))
     found = parse(whole, 65551, strict=True)
     assert found is not None
-    tlvs = [(kind, value) for kind, _, value in entries(found[0].tlvs)]
+    tlvs = [(kind, value) for kind, _, value in entries(found[0].tlv_area)]
     value = dict(tlvs)[SSL]
     inner = {kind: text for kind, _, text in entries(value, 5)}
     return Seen(tlvs, value[0], int.from_bytes(value[1:5], "big"), inner)

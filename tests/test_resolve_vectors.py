@@ -92,7 +92,7 @@ def test_nginx_served_it(vector: golden.Vector) -> None:
 @pytest.mark.parametrize("vector", SERVED, ids=by_id)
 def test_tlvs(vector: golden.Vector) -> None:
     preamble, _ = split_preamble(vector)
-    found = first_tlvs(preamble.tlvs) if preamble else {}
+    found = first_tlvs(preamble.tlv_area) if preamble else {}
     for name, value in vector["expect"].get("tlv", {}).items():
         assert tlv(found, name) == bytes.fromhex(value)
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
-from starlette.routing import Mount
+from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from kongrealip.middleware.asgi import resolution_of
-from kongrealip.preamble import Preamble, first_tlvs
-from kongrealip.realip import CONNECTION_KEY, Connection
+from kongrealip.preamble import Preamble
+
+# What TLVs say in a word or a number.
+_SAID = ("alpn", "authority", "netns", "aws_vpc_endpoint_id", "google_psc_connection_id", "azure_link_id")
 
 
 def describe(request: HTTPConnection) -> dict[str, Any]:
     """The request as one flat JSON object."""
     resolution = resolution_of(request)
-    connection: Connection | None = request.scope.get("state", {}).get(CONNECTION_KEY)
-    scheme = request.scope["scheme"]
+    forwarded = resolution.forwarded
+    own = forwarded.request
     return {
         "client_ip": resolution.client.ip,
         "client_port": resolution.client.port,
@@ -28,12 +29,20 @@ def describe(request: HTTPConnection) -> dict[str, Any]:
         "peer_port": resolution.peer.port,
         "peer_trusted": resolution.peer_trusted,
         "source": resolution.source,
-        "scheme": scheme,
+        "scheme": request.scope["scheme"],
         "host": request.headers.get("host"),
         "method": request.scope.get("method", "GET"),
         "path": request.scope["path"],
         "http_version": request.scope["http_version"],
-        "tls": connection.tls if connection else scheme in ("https", "wss"),
+        "tls": own.scheme == "https",
+        "forwarded": {
+            "scheme": forwarded.scheme,
+            "host": forwarded.host,
+            "port": forwarded.port,
+            "path": forwarded.path,
+            "prefix": forwarded.prefix,
+        },
+        "upstream_headers": forwarded.upstream_headers,
         "preamble": None if resolution.preamble is None else describe_preamble(resolution.preamble),
         "headers": [
             [name.decode("latin-1"), value.decode("latin-1")] for name, value in request.scope["headers"]
@@ -42,9 +51,18 @@ def describe(request: HTTPConnection) -> dict[str, Any]:
 
 
 def describe_preamble(preamble: Preamble) -> dict[str, Any]:
-    """A preamble as JSON, its TLVs as a map from hexadecimal type to hexadecimal value."""
+    """A preamble as JSON: its TLVs from hexadecimal type to hexadecimal value, and those that are known."""
     fields = preamble._asdict()
-    fields["tlvs"] = {f"{kind:02x}": value.hex() for kind, value in first_tlvs(preamble.tlvs).items()}
+    del fields["tlv_area"]
+    tlvs = preamble.tlvs
+    fields["tlvs"] = {f"{kind:02x}": value.hex() for kind, value in tlvs.items()}
+    said = {name: value for name in _SAID if (value := getattr(tlvs, name)) is not None}
+    if tlvs.unique_id is not None:
+        said["unique_id"] = tlvs.unique_id.hex()
+    if tlvs.ssl is not None:
+        ssl = tlvs.ssl
+        said["ssl"] = {**ssl._asdict(), "over_tls": ssl.over_tls, "client_verified": ssl.client_verified}
+    fields["said"] = said
     return fields
 
 
@@ -58,4 +76,5 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
         await JSONResponse(describe(HTTPConnection(scope)))(scope, receive, send)
 
 
-app = Starlette(routes=[Mount("/", app=_answer)])
+# For whatever path, and with whatever prefix: no route redirects.
+app = Router(default=_answer, redirect_slashes=False)

@@ -8,17 +8,9 @@ from __future__ import annotations
 
 import re
 
-#: What Kong strips, with Lua's ``%s`` in the C locale: not U+00A0 and its kin.
-BLANKS = " \t\n\v\f\r"
+from kongrealip.realip.numbers import BLANKS, number
 
 # Patterns as texts, compiled when they are first used: an import of the middleware should be cheap.
-_NUMBER = (
-    r"(?P<sign>[+-]?)(?:"
-    r"(?P<hex>0[xX](?:[0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)(?:[pP][+-]?[0-9]+)?)"
-    r"|0[bB](?P<bin>[01]+)"
-    r"|(?P<dec>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
-    r"|(?P<word>[iI][nN][fF](?:[iI][nN][iI][tT][yY])?|[nN][aA][nN]))"
-)
 _KEY_BYTE = rb"[^A-Za-z0-9_]"
 _COMMENT = r"[ \t\n\v\f\r]*(?<!\\)#.*$"
 _SECTION = r"\[[^\]]+\]"
@@ -30,26 +22,6 @@ Scalar = str | bool | int | float | None
 def strip(text: str) -> str:
     """Remove Kong's blanks at both ends."""
     return text.strip(BLANKS)
-
-
-def number(text: str) -> float | None:
-    """Read number text as LuaJIT's ``tonumber`` does, or None."""
-    match = re.fullmatch(_NUMBER, strip(text))
-    if match is None:
-        return None
-    if match["hex"]:
-        value = float.fromhex(match["hex"])
-    elif match["bin"]:
-        value = float(int(match["bin"], 2))
-    else:
-        value = float(match["dec"] or match["word"])
-    return -value if match["sign"] == "-" else value
-
-
-def port_number(text: str) -> float | None:
-    """Read number text that lies within 1 to 65535; fractions pass, as in Kong."""
-    value = number(text)
-    return value if value is not None and 1 <= value <= 65535 else None
 
 
 def array(text: str) -> list[str]:
@@ -103,14 +75,14 @@ def parse_environment(text: str) -> dict[str, str]:
     Quotes round a whole value are taken off. Raises ValueError with the line that is none.
     """
     values: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for position, line in enumerate(text.split("\n"), 1):
         line = strip(line)
         if not line or line.startswith(("#", ";")):
             continue
         name, equals, value = line.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", strip(name)):
             # Without the line itself, which may hold a secret.
-            raise ValueError(f"line {number}: write NAME=value")
+            raise ValueError(f"line {position}: write NAME=value")
         value = strip(value)
         quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
         values[strip(name)] = value[1:-1] if quoted else value

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from kongrealip.config.kongconf import BLANKS, array, nginx_seconds, strip
+from kongrealip.config.kongconf import array, nginx_seconds, strip
+from kongrealip.realip.numbers import BLANKS
 
 _KEEPALIVE = r"so_keepalive=[A-Za-z0-9]*:[A-Za-z0-9]*:[0-9]*"
 _COMMON = (

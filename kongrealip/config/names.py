@@ -18,6 +18,7 @@ READ = (
     "proxy_listen",
     "stream_listen",
     "port_maps",
+    "lua_max_req_headers",
     "ssl_cert",
     "ssl_cert_key",
     "ssl_protocols",
@@ -34,6 +35,9 @@ READ = (
     "nginx_proxy_client_header_timeout",
     "nginx_sproxy_ssl_client_certificate",
     "nginx_sproxy_ssl_verify_client",
+    "upstream_keepalive_pool_size",
+    "upstream_keepalive_max_requests",
+    "upstream_keepalive_idle_timeout",
 )
 READ_OF_OURS = (
     "preamble_max_bytes",
@@ -41,6 +45,10 @@ READ_OF_OURS = (
     "proxy_protocol_strict",
     "half_open_connections",
     "access_log_format",
+    "forwarded_headers",
+    "scheme_from_preamble",
+    "replace_host",
+    "replace_root_path",
     "upstream",
     "send_proxy",
     "allow",
@@ -51,6 +59,8 @@ READ_OF_OURS = (
     "connect_timeout",
     "idle_timeout",
     "drain_timeout",
+    "preserve_host",
+    "read_timeout",
 )
 _OVERRULED_IN_KONG = {
     "nginx_proxy_set_real_ip_from": "list the network in trusted_ips",

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from kongrealip.address import bounded_decimal
-from kongrealip.config.kongconf import BLANKS, array, parse_file
+from kongrealip.config.kongconf import array, parse_file
 from kongrealip.config.listen import STREAM_FLAGS, flags_of
 from kongrealip.config.settings import Settings, read
 from kongrealip.config.source import OURS, Source
 from kongrealip.realip.networks import UNIX
+from kongrealip.realip.numbers import BLANKS
 
 #: Which preamble is sent on.
 SEND_PROXY = ("off", "v1", "v2")

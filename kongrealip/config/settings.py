@@ -14,7 +14,9 @@ from kongrealip.config.listen import HTTP_FLAGS, STREAM_FLAGS, Listen
 from kongrealip.config.names import unread_names
 from kongrealip.config.source import OURS, Source
 from kongrealip.preamble import DEFAULT_LIMIT
-from kongrealip.realip.networks import TrustedNetworks
+from kongrealip.realip.forwarded import AUTO, MOST_LINES, OFF, TRUSTED, ForwardedRules
+from kongrealip.realip.networks import KongTrust, TrustedNetworks
+from kongrealip.realip.numbers import port_number
 from kongrealip.realip.resolve import Rules
 
 DEFAULT_HEADER = "X-Real-IP"
@@ -27,6 +29,10 @@ PREAMBLE_MAX_BYTES = 65551
 #: The longest version 1 line of the specification.
 _PREAMBLE_MIN_BYTES = 107
 _CLIENT_HEADER_TIMEOUT = 60.0
+#: Whose X-Forwarded-Proto and its kin are believed.
+FORWARDED_HEADERS = (TRUSTED, OFF, AUTO)
+#: Kong's own bounds.
+_MOST_LINES_OF_KONG = 1000
 #: How the access log may look.
 ACCESS_LOG_FORMATS = ("kong", "json")
 _NO_MORE_THAN = 10_000_000
@@ -64,6 +70,8 @@ class Settings(NamedTuple):
     )
     stream_listen: tuple[Listen, ...] = ()
     port_maps: tuple[PortMap, ...] = ()
+    #: Lines of a request among which Kong looks for what it tells an upstream.
+    lua_max_req_headers: int = MOST_LINES
     #: Each entry a path, or the PEM text itself (base64 has been resolved).
     ssl_cert: tuple[str, ...] = ()
     ssl_cert_key: tuple[str, ...] = ()
@@ -91,6 +99,12 @@ class Settings(NamedTuple):
     #: of ``nginx_events_worker_connections``.
     half_open_connections: int | None = None
     access_log_format: str = "kong"
+    forwarded_headers: str = TRUSTED
+    #: Take https from a trusted peer's preamble: its SSL TLV, or port 443 as the destination.
+    scheme_from_preamble: bool = False
+    #: Put X-Forwarded-Host into the header ``host``, and X-Forwarded-Prefix into ``root_path``.
+    replace_host: bool = False
+    replace_root_path: bool = False
     given: Mapping[str, str] = {}
     warnings: tuple[str, ...] = ()
 
@@ -99,28 +113,36 @@ class Settings(NamedTuple):
         """Read the environment and the text of a kong.conf; SettingsError names every problem."""
         return _load(Source(environ, kongconf.parse_file(conf or "")))
 
-    def replaced(
-        self,
-        trusted_ips: str | Iterable[str] | None = None,
-        real_ip_header: str | None = None,
-        real_ip_recursive: bool | str | None = None,
-    ) -> Settings:
-        """Another Settings in which arguments win; None leaves the value as it is."""
-        arguments: dict[str, str] = {}
-        if trusted_ips is not None:
-            arguments["trusted_ips"] = trusted_ips if isinstance(trusted_ips, str) else ",".join(trusted_ips)
-        if real_ip_header is not None:
-            arguments["real_ip_header"] = real_ip_header
-        if isinstance(real_ip_recursive, bool):
-            arguments["real_ip_recursive"] = "on" if real_ip_recursive else "off"
-        elif real_ip_recursive is not None:
-            arguments["real_ip_recursive"] = real_ip_recursive
-        changed = _load(Source({}, arguments, origin="the argument {}"))
-        return self._replace(**{key: getattr(changed, key) for key in arguments})
+    def replaced(self, **arguments: str | Iterable[str] | bool | None) -> Settings:
+        """Another Settings in which arguments win; None leaves the value as it is.
+
+        Keys are those of ``ARGUMENTS``. A switch may be a bool, a list any iterable. Raises
+        SettingsError where a value cannot be used.
+        """
+        texts = {key: _argument(value) for key, value in arguments.items() if value is not None}
+        changed = _load(Source({}, {}, texts, "the argument"))
+        return self._replace(**{key: getattr(changed, key) for key in texts})
 
     def rules(self) -> Rules:
         """What :mod:`kongrealip.realip` decides by."""
         return Rules(TrustedNetworks(self.trusted_ips), self.real_ip_header, self.real_ip_recursive)
+
+    def forwarded_rules(self) -> ForwardedRules:
+        """What :mod:`kongrealip.realip.forwarded` decides by."""
+        maps = {entry.kong_port_text: entry.host_port for entry in self.port_maps}
+        return ForwardedRules(
+            KongTrust(self.trusted_ips),
+            self.forwarded_headers,
+            self.scheme_from_preamble,
+            maps,
+            self.lua_max_req_headers,
+        )
+
+
+def _argument(value: str | Iterable[str] | bool) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else ",".join(value)
 
 
 def _load(source: Source) -> Settings:
@@ -138,6 +160,8 @@ def read(source: Source) -> Settings:
         proxy_listen=source.listens("proxy_listen", DEFAULT_PROXY_LISTEN, HTTP_FLAGS),
         stream_listen=source.listens("stream_listen", "off", STREAM_FLAGS),
         port_maps=_port_maps(source),
+        lua_max_req_headers=source.number("lua_max_req_headers", 1, _MOST_LINES_OF_KONG, "a number")
+        or MOST_LINES,
         ssl_cert=source.pem_list("ssl_cert"),
         ssl_cert_key=source.pem_list("ssl_cert_key"),
         ssl_protocols=_ssl_protocols(source),
@@ -159,6 +183,10 @@ def read(source: Source) -> Settings:
         proxy_protocol_strict=source.switch("proxy_protocol_strict", "off", OURS),
         half_open_connections=source.number("half_open_connections", 1, _NO_MORE_THAN, "a number", OURS),
         access_log_format=source.choice("access_log_format", ACCESS_LOG_FORMATS, "kong", OURS),
+        forwarded_headers=source.choice("forwarded_headers", FORWARDED_HEADERS, TRUSTED, OURS),
+        scheme_from_preamble=source.switch("scheme_from_preamble", "off", OURS),
+        replace_host=source.switch("replace_host", "off", OURS),
+        replace_root_path=source.switch("replace_root_path", "off", OURS),
         given=source.given,
         warnings=tuple(unread_names(source.environ, source.file)),
     )
@@ -182,7 +210,7 @@ def _port_maps(source: Source) -> tuple[PortMap, ...]:
     maps = []
     for position, entry in enumerate(kongconf.array(source.text("port_maps") or ""), 1):
         host_text, _, kong_text = entry.partition(":")
-        host_port, kong_port = kongconf.port_number(host_text), kongconf.port_number(kong_text)
+        host_port, kong_port = port_number(host_text), port_number(kong_text)
         if host_port is None or kong_port is None:
             hint = "write <port outside>:<port of the listener>, both within 1 to 65535, as in 80:8000"
             source.problem("port_maps", f"entry {position} {entry!r}: {hint}")

@@ -11,6 +11,7 @@ from kongrealip.config import kongconf
 from kongrealip.config.listen import Listen, parse_listens
 from kongrealip.errors import SettingsError
 from kongrealip.realip.networks import UNIX, parse_network
+from kongrealip.realip.numbers import BLANKS
 
 #: The prefix of what goes beyond Kong. Such keys are read from the environment alone.
 OURS = "KONGREALIP_"
@@ -22,36 +23,41 @@ class Source:
     """An environment and a file, read key by key, collecting problems on the way.
 
     ``given`` maps each key that was set to the name it was set by. ``options`` are the command
-    line's words by key, and win over both.
+    line's words by key, and win over both. ``options_are`` says what they are if not that.
     """
 
     def __init__(
         self,
         environ: Mapping[str, str],
         file: Mapping[str, str],
-        origin: str = "{} in kong.conf",
         options: Mapping[str, str] = {},
+        options_are: str = "",
     ) -> None:
         self.environ = environ
         self.file = file
         self.options = options
         self.problems: list[str] = []
         self.given: dict[str, str] = {}
-        self._origin = origin
+        self._options_are = options_are
 
     def text(self, key: str, prefix: str = "KONG_") -> str | None:
         """The stripped text that was given for a key: "" where it was set and empty."""
         name = prefix + key.upper()
         if key in self.options:
-            text, name = self.options[key], _OPTIONS.get(key, f"--{key.replace('_', '-')}")
+            text, name = self.options[key], self._name_of_option(key)
         elif name in self.environ:
             text = self.environ[name]
         elif key in self.file and prefix == "KONG_":
-            text, name = self.file[key], self._origin.format(key)
+            text, name = self.file[key], f"{key} in kong.conf"
         else:
             return None
         self.given[key] = name
         return kongconf.strip(text)
+
+    def _name_of_option(self, key: str) -> str:
+        if self._options_are:
+            return f"{self._options_are} {key}"
+        return _OPTIONS.get(key, f"--{key.replace('_', '-')}")
 
     def problem(self, key: str, text: str) -> None:
         """One line: the name that the key was set by, and what is wrong."""
@@ -145,7 +151,7 @@ class Source:
         text = self.text(key) or default
         if kongconf.strip(text).startswith("syslog:"):
             self.problem(key, f"{text!r}: there is no syslog here, write a path or /dev/stdout")
-        elif any(blank in text for blank in kongconf.BLANKS):
+        elif any(blank in text for blank in BLANKS):
             self.problem(
                 key, f"{text!r}: write a path alone; the form of the access log is {OURS}ACCESS_LOG_FORMAT"
             )

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from kongrealip.address import Address
 from kongrealip.config import Settings
-from kongrealip.errors import ResolutionMissingError
+from kongrealip.middleware.scope import replace_in, resolution_of, with_scope
 from kongrealip.preamble import Preamble
 from kongrealip.realip import (
     CONNECTION_KEY,
     EXTENSION_KEY,
     Connection,
+    ForwardedRules,
     PeerResolver,
     Resolution,
     Rules,
 )
+from kongrealip.realip.forwarded import SCHEME_SPELLINGS, received_scheme
 from kongrealip.realip.networks import UNIX
 
 if TYPE_CHECKING:
-    from starlette.requests import HTTPConnection
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["RealIPMiddleware", "resolution_of"]
 
 # How many peers of foreign servers are remembered. Then all are forgotten, which costs each of
 # them about two microseconds once; peers come and go, so there is nothing worth keeping longer.
@@ -32,64 +35,92 @@ _KNOWN_PEERS = 1024
 _LONGEST_LINE = 1024
 # What Address.ip is where ASGI has no client.
 _NO_ADDRESS = (UNIX, "")
+# As ``scope["scheme"]`` has it, for http and for websocket. What else the header may hold would
+# only break the links that are made of it.
+_SCHEMES = {
+    "http": ("http", "ws"), "https": ("https", "wss"), "ws": ("http", "ws"), "wss": ("https", "wss"),
+}  # fmt: skip
+_TLS = _SCHEMES["https"]
+
+#: Told of each decision. Set by kongrealip.middleware.current, so that only who imports that pays for it.
+on_resolution: Callable[[Resolution], object] | None = None
 
 
 class _KnownPeer(PeerResolver):
     """A peer for as long as it is remembered, with the last answer it got.
 
-    ``resolution`` and ``client`` (as ``scope["client"]`` has it) are that answer; ``line`` is the
-    single header line that it came from, or None where it was not one, or a long one. ``silent``
-    says that the last request was without the header: then it pays to look whether it is there at
-    all, in C, before reading the headers one by one.
+    ``resolution``, ``client`` and ``scheme`` (as the scope has them; a scheme of None is the
+    connection's own) are that answer; ``line`` is the single header line that the first two came
+    from, or None where it was not one, or a long one. ``quiet`` is the answer where none of the
+    headers is there that are ``wanted``.
     """
 
-    __slots__ = ("client", "line", "resolution", "silent")
+    __slots__ = (
+        "_forwarded",
+        "_name",
+        "_name_tells_scheme",
+        "client",
+        "line",
+        "own_scheme",
+        "quiet",
+        "resolution",
+        "scheme",
+        "silent",
+        "wanted",
+    )
 
     client: tuple[str, int] | None
     line: bytes | None
     resolution: Resolution
 
-    def __init__(self, rules: Rules, peer: Address, preamble: Preamble | None) -> None:
-        super().__init__(rules, peer, preamble)
-        self.silent = False
-        self._answer(None, self.fixed or self.unchanged)
+    def __init__(
+        self, rules: Rules, forwarded: ForwardedRules, peer: Address, preamble: Preamble | None
+    ) -> None:
+        super().__init__(rules, peer, preamble, forwarded.resolution)
+        self._name = rules.header_name if self.fixed is None else None
+        self._forwarded = forwarded
+        self.quiet = self.fixed or self.unchanged
+        self.wanted = SCHEME_SPELLINGS if forwarded.believes(self.quiet) else frozenset[bytes]()
+        self._name_tells_scheme = self._name in self.wanted
+        if self._name is not None:
+            self.wanted |= {self._name}
+        self.own_scheme = _TLS if forwarded.preamble_says_https(self.quiet) else None
+        self.scheme = self.own_scheme
+        self._answer(None, self.quiet)
 
     def read(self, headers: list[tuple[bytes, bytes]]) -> None:
-        """Decide from a request's headers, where ``fixed`` is None."""
-        self.silent = False
-        name = self.rules.header_name
+        """Decide from a request's headers."""
+        wanted, name = self.wanted, self._name
         line = None
+        lines = schemes = 0
         for key, value in headers:
-            if key == name:
-                if line is not None:
-                    lines = [value for key, value in headers if key == name]
-                    self._answer(None, self.resolve(lines))
-                    return
-                line = value
+            if key in wanted:
+                if key == name:
+                    line = value
+                    lines += 1
+                else:
+                    schemes += 1
+        if self._name_tells_scheme:
+            schemes += lines
+        self.silent = not (lines or schemes)
+        self.scheme = self._told_scheme(headers) if schemes else self.own_scheme
         if line is None:
-            self.silent = all(type(entry) is tuple for entry in headers)
-            self._answer(None, self.unchanged)
+            self._answer(None, self.quiet)
+        elif lines > 1:
+            several = [value for key, value in headers if key == name]
+            self._answer(None, self.resolve(several))
         elif line != self.line:
             remembered = line if len(line) <= _LONGEST_LINE else None
             self._answer(remembered, self._replaced(self.rules.walk_line(line)[0]))
+
+    def _told_scheme(self, headers: list[tuple[bytes, bytes]]) -> tuple[str, str] | None:
+        return _SCHEMES.get(received_scheme(headers, self._forwarded.most_lines) or "", self.own_scheme)
 
     def _answer(self, line: bytes | None, resolution: Resolution) -> None:
         self.line = line
         self.resolution = resolution
         ip, port = resolution[0]
         self.client = None if ip in _NO_ADDRESS else (ip, port or 0)
-
-
-class _AnyValue:
-    """Equal to everything, so that ``(name, _AnyValue()) in headers`` looks for a name.
-
-    It finds tuples only, and ASGI allows other pairs: hence the look at their type.
-    """
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        return True
 
 
 def RealIPMiddleware(  # noqa: N802 - stands where a class is expected: add_middleware(RealIPMiddleware)
@@ -99,50 +130,45 @@ def RealIPMiddleware(  # noqa: N802 - stands where a class is expected: add_midd
     trusted_ips: str | Iterable[str] | None = None,
     real_ip_header: str | None = None,
     real_ip_recursive: bool | str | None = None,
+    forwarded_headers: str | None = None,
+    scheme_from_preamble: bool | str | None = None,
+    replace_host: bool | str | None = None,
+    replace_root_path: bool | str | None = None,
 ) -> ASGIApp:
     """Wrap an ASGI application so that it sees the client that Kong would have seen.
 
     Without ``settings`` the process environment is read, as ``KONG_TRUSTED_IPS``,
-    ``KONG_REAL_IP_HEADER`` and ``KONG_REAL_IP_RECURSIVE``; keyword arguments win over both.
-    Raises SettingsError where any of it cannot be used.
+    ``KONG_REAL_IP_HEADER``, ``KONG_REAL_IP_RECURSIVE`` and the rest; keyword arguments win over
+    both, and mean what the variable of their name does. Raises SettingsError where any of it
+    cannot be used.
 
     For http and websocket scopes ``scope["client"]`` becomes the decided address, with port 0
-    where none is known, or None for a Unix socket. The whole :class:`Resolution` lies in
-    ``scope["extensions"]``; :func:`resolution_of` fetches it. Where two of these middlewares
-    meet, the inner one decides anew from the same peer.
+    where none is known, or None for a Unix socket, and ``scope["scheme"]`` what a believed peer
+    says of it. :func:`resolution_of` gives the whole :class:`Resolution` and what Kong calls
+    forwarded values. Where two of these middlewares meet, the inner one decides anew from the
+    same peer.
     """
     arguments = {
         "trusted_ips": trusted_ips,
         "real_ip_header": real_ip_header,
         "real_ip_recursive": real_ip_recursive,
+        "forwarded_headers": forwarded_headers,
+        "scheme_from_preamble": scheme_from_preamble,
+        "replace_host": replace_host,
+        "replace_root_path": replace_root_path,
     }
     if settings is None:
-        settings = _environment_settings(arguments)
-    settings = settings.replaced(trusted_ips, real_ip_header, real_ip_recursive)
-    return _bind(app, settings.rules())
+        settings = environment_settings(arguments)
+    return _bind(app, settings.replaced(**arguments))
 
 
-def resolution_of(source: Mapping[str, Any] | HTTPConnection) -> Resolution:
-    """The Resolution of a request, a WebSocket, or an ASGI scope.
-
-    Raises ResolutionMissingError where no RealIPMiddleware has seen it.
-    """
-    extensions = source.get("extensions") or {}
-    try:
-        return cast("Resolution", extensions[EXTENSION_KEY])
-    except KeyError:
-        raise ResolutionMissingError(
-            "no RealIPMiddleware has seen this request: app.add_middleware(RealIPMiddleware)"
-        ) from None
-
-
-def _environment_settings(arguments: Mapping[str, object]) -> Settings:
+def environment_settings(arguments: dict[str, Any]) -> Settings:
     """What the environment says of everything that no argument overrules."""
     overruled = {
-        f"KONG_{prefix}{key.upper()}"
+        prefix + key.upper()
         for key, value in arguments.items()
         if value is not None
-        for prefix in ("", "NGINX_PROXY_")
+        for prefix in ("KONG_", "KONG_NGINX_PROXY_", "KONGREALIP_")
     }
     settings = Settings.load({name: os.environ[name] for name in os.environ if name not in overruled})
     if settings.warnings:
@@ -154,16 +180,17 @@ def _environment_settings(arguments: Mapping[str, object]) -> Settings:
     return settings
 
 
-def _bind(app: ASGIApp, rules: Rules) -> ASGIApp:
+def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
     """The middleware itself: a closure, of a coroutine function that is as small as can be.
 
     Calling a closure costs 90 ns less than calling an instance with an asynchronous
     ``__call__``, and each local and free variable of a coroutine counts as well, of 300 ns in all
     (benchmarks/middleware.py). A coroutine function, because by that servers tell ASGI 3 from 2.
     """
+    rules, forwarded = settings.rules(), settings.forwarded_rules()
+    replaces = settings.replace_host or settings.replace_root_path
     known: dict[Any, _KnownPeer] = {}
     find = known.get
-    has_header = (rules.header_name, _AnyValue())
 
     def decide(scope: Scope) -> None:
         """The general case: any scope, any peer."""
@@ -172,55 +199,78 @@ def _bind(app: ASGIApp, rules: Rules) -> ASGIApp:
         if connection is None:
             if scope["type"] not in ("http", "websocket"):
                 return
-            peer = _foreign_peer(scope, rules, known)
+            peer = _foreign_peer(scope, rules, forwarded, None if replaces else known)
         else:
             # Our own server's. The peer is the one that was accepted, whatever others did to the
             # scope since.
             peer = connection.memo
             if peer is None or peer.rules is not rules:
-                peer = connection.memo = _KnownPeer(rules, connection.peer, connection.preamble)
-        if peer.fixed is None:
+                peer = _KnownPeer(rules, forwarded, connection.peer, connection.preamble)
+                connection.memo = peer
+        if peer.wanted:
             peer.read(scope["headers"])
-        if "extensions" in scope:
-            scope["extensions"] = {**(scope["extensions"] or {}), EXTENSION_KEY: peer.resolution}
-        else:
-            scope["extensions"] = {EXTENSION_KEY: peer.resolution}
+        extensions = {**(scope.get("extensions") or {}), EXTENSION_KEY: peer.resolution}
+        scope["extensions"] = extensions
         scope["client"] = peer.client
+        if replaces:
+            extensions[EXTENSION_KEY] = with_scope(peer.resolution, forwarded, scope)
+        if peer.scheme is not None:
+            scope["scheme"] = peer.scheme[scope["type"] == "websocket"]
+        if replaces:
+            replace_in(scope, extensions[EXTENSION_KEY].forwarded, settings)
+        if on_resolution is not None:
+            on_resolution(peer.resolution)
+
+    def answer(peer: _KnownPeer, scope: Scope) -> None:
+        """A peer that is known, and a scope as servers make it."""
+        headers = scope["headers"]
+        if peer.silent:
+            # Most likely still: then it is enough to see that nothing is wanted of what is there.
+            wanted = peer.wanted
+            for key, _ in headers:
+                if key in wanted:
+                    break
+            else:
+                scope["extensions"] = {EXTENSION_KEY: peer.quiet}
+                return
+        peer.read(headers)
+        scope["extensions"] = {EXTENSION_KEY: peer.resolution}
+        scope["client"] = peer.client
+        if peer.scheme is not None:
+            scope["scheme"] = peer.scheme[scope["type"] == "websocket"]
 
     async def real_ip(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             peer = find(scope["client"])
         except (KeyError, TypeError):
             peer = None
-        if peer is None or "extensions" in scope:
+        if peer is None or "extensions" in scope or on_resolution is not None:
             decide(scope)
-        elif peer.fixed is not None:
-            scope["extensions"] = {EXTENSION_KEY: peer.fixed}
-        elif peer.silent and has_header not in scope["headers"]:
-            scope["extensions"] = {EXTENSION_KEY: peer.unchanged}
+        elif peer.wanted:
+            answer(peer, scope)
         else:
-            peer.read(scope["headers"])
-            scope["extensions"] = {EXTENSION_KEY: peer.resolution}
-            scope["client"] = peer.client
+            scope["extensions"] = {EXTENSION_KEY: peer.quiet}
         await app(scope, receive, send)
 
     return real_ip
 
 
-def _foreign_peer(scope: Scope, rules: Rules, known: dict[Any, _KnownPeer]) -> _KnownPeer:
+def _foreign_peer(
+    scope: Scope, rules: Rules, forwarded: ForwardedRules, known: dict[Any, _KnownPeer] | None
+) -> _KnownPeer:
     """Another server's, of which the scope is all we know."""
     outer = (scope.get("extensions") or {}).get(EXTENSION_KEY)
     if isinstance(outer, Resolution):
-        return _KnownPeer(rules, outer.peer, outer.preamble)
+        return _KnownPeer(rules, forwarded, outer.peer, outer.preamble)
     client = scope.get("client")
     if not client:
-        return _KnownPeer(rules, _portless_peer(scope), None)
+        return _KnownPeer(rules, forwarded, _portless_peer(scope), None)
     ip, port = client
-    peer = _KnownPeer(rules, Address(ip, port or None), None)
+    peer = _KnownPeer(rules, forwarded, Address(ip, port or None), None)
     if not port:
         _warn_of_another_middleware()
     # Only where the scope's own client can stay as it is while nothing is replaced.
-    if peer.unchanged.peer == client:
+    if peer.unchanged.peer == client and known is not None:
         if len(known) >= _KNOWN_PEERS:
             known.clear()
         known[client] = peer

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from kongrealip.realip.connection import CONNECTION_KEY, EXTENSION_KEY, Connection
+from kongrealip.realip.forwarded import (
+    Forwarded,
+    ForwardedRules,
+    Request,
+    RequestResolution,
+    ResolutionUnderRules,
+    with_request,
+)
 from kongrealip.realip.networks import KongTrust, TrustedNetworks
 from kongrealip.realip.resolve import PeerResolver, Resolution, Rules, resolve
 
@@ -10,10 +18,16 @@ __all__ = [
     "CONNECTION_KEY",
     "EXTENSION_KEY",
     "Connection",
+    "Forwarded",
+    "ForwardedRules",
     "KongTrust",
     "PeerResolver",
+    "Request",
+    "RequestResolution",
     "Resolution",
+    "ResolutionUnderRules",
     "Rules",
     "TrustedNetworks",
     "resolve",
+    "with_request",
 ]

@@ -16,23 +16,16 @@ UNIX = "unix:"
 _LAST = (1 << 128) - 1
 
 
-class TrustedNetworks:
-    """The networks whose peers and hops are believed, by nginx's rules.
+class _Ranges:
+    """Numbers, as sorted and merged ranges: the question costs one binary search whatever their count."""
 
-    All entries lie on one line of 128-bit numbers (see :mod:`kongrealip.address`), sorted and
-    merged, so that the question costs one binary search whatever their number.
-    """
+    __slots__ = ("_firsts", "_lasts")
 
-    __slots__ = ("_firsts", "_lasts", "unix")
-
-    def __init__(self, entries: Iterable[str] = ()) -> None:
-        """Take entries as Kong and nginx both accept them; ValueError names what is wrong."""
-        texts = list(entries)
-        self.unix = UNIX in texts
-        ranges = sorted(part for text in texts if text != UNIX for part in parse_network(text))
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Take ranges in any order, both ends included."""
         firsts: list[int] = []
         lasts: list[int] = []
-        for first, last in ranges:
+        for first, last in sorted(ranges):
             if lasts and first <= lasts[-1] + 1:
                 lasts[-1] = max(lasts[-1], last)
             else:
@@ -45,6 +38,25 @@ class TrustedNetworks:
         index = bisect_right(self._firsts, number)
         return index > 0 and number <= self._lasts[index - 1]
 
+    def _covers_range(self, first: int, last: int) -> bool:
+        index = bisect_right(self._firsts, first)
+        return index > 0 and last <= self._lasts[index - 1]
+
+
+class TrustedNetworks(_Ranges):
+    """The networks whose peers and hops are believed, by nginx's rules.
+
+    All entries lie on one line of 128-bit numbers (see :mod:`kongrealip.address`).
+    """
+
+    __slots__ = ("unix",)
+
+    def __init__(self, entries: Iterable[str] = ()) -> None:
+        """Take entries as Kong and nginx both accept them; ValueError names what is wrong."""
+        texts = list(entries)
+        self.unix = UNIX in texts
+        super().__init__(part for text in texts if text != UNIX for part in parse_network(text))
+
     def covers_all_ipv4(self) -> bool:
         """Whether every IPv4 address is trusted, by one entry or by several together."""
         return self._covers_range(IPV4_FIRST, IPV4_LAST)
@@ -52,10 +64,6 @@ class TrustedNetworks:
     def covers_all_ipv6(self) -> bool:
         """Whether every IPv6 address is trusted, the IPv4-mapped ones aside."""
         return self._covers_range(0, IPV4_FIRST - 1) and self._covers_range(IPV4_LAST + 1, _LAST)
-
-    def _covers_range(self, first: int, last: int) -> bool:
-        index = bisect_right(self._firsts, first)
-        return index > 0 and last <= self._lasts[index - 1]
 
 
 def parse_network(text: str) -> list[tuple[int, int]]:
@@ -114,10 +122,16 @@ class KongTrust:
     ``unix:`` entries do not count, and an IPv4-mapped address is an IPv6 address here.
     """
 
-    def __init__(self, entries: Iterable[str]) -> None:
+    __slots__ = ("_everything", "_ranges")
+
+    def __init__(self, entries: Iterable[str] = ()) -> None:
+        """Take entries as Kong accepts them; ValueError names what is wrong."""
         texts = [text for text in entries if text != UNIX]
         self._everything = "0.0.0.0/0" in texts and "::/0" in texts
-        self._networks = [_plain_network(text) for text in texts]
+        networks = [_plain_network(text) for text in texts]
+        self._ranges = {
+            version: _Ranges(ends for found, ends in networks if found == version) for version in (4, 6)
+        }
 
     def trusts(self, peer: str) -> bool:
         """Judge the text of a peer's address; what is not an address is trusted by nobody."""
@@ -127,16 +141,17 @@ class KongTrust:
             version, value = _strict_address(_without_brackets(peer))
         except ValueError:
             return False
-        return any(version == v and value >> shift == head for v, shift, head in self._networks)
+        return self._ranges[version].covers(value)
 
 
 def _without_brackets(text: str) -> str:
     return text[1:-1] if text[:1] == "[" and text[-1:] == "]" and ":" in text else text
 
 
-def _plain_network(text: str) -> tuple[int, int, int]:
+def _plain_network(text: str) -> tuple[int, tuple[int, int]]:
     address, slash, prefix_text = text.partition("/")
     version, value = _strict_address(_without_brackets(address))
     bits = 32 if version == 4 else 128
     shift = bits - (_prefix(prefix_text, bits) if slash else bits)
-    return version, shift, value >> shift
+    first = value >> shift << shift
+    return version, (first, first | (1 << shift) - 1)

@@ -118,15 +118,23 @@ class PeerResolver:
     preamble is the source. Where it is None, ``resolve`` takes the header's lines.
     """
 
-    __slots__ = ("_header", "_peer", "_preamble", "fixed", "rules", "unchanged")
+    __slots__ = ("_header", "_kind", "_peer", "_preamble", "fixed", "rules", "unchanged")
 
-    def __init__(self, rules: Rules, peer: Address, preamble: Preamble | None) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        peer: Address,
+        preamble: Preamble | None,
+        kind: type[Resolution] = Resolution,
+    ) -> None:
+        """``kind`` is what the answers are to be: Resolution, or a class of its kind."""
         self.rules = rules
+        self._kind = kind
         self._header = rules.header
         self._preamble = preamble
         self._peer, trusted = judge_peer(rules.networks, peer)
         fields = (self._peer, self._peer, trusted, PEER, preamble)
-        self.unchanged = _new(Resolution, fields)
+        self.unchanged = _new(kind, fields)
         self.fixed: Resolution | None = None
         if not trusted:
             # The attack that this stops: anybody may connect and send the header.
@@ -145,7 +153,7 @@ class PeerResolver:
         if hop is None:
             return self.unchanged
         client = _new(Address, (hop[0], hop[2] or None))
-        return _new(Resolution, (client, self._peer, True, self._header, self._preamble))
+        return _new(self._kind, (client, self._peer, True, self._header, self._preamble))
 
 
 def resolve(rules: Rules, peer: Address, preamble: Preamble | None, lines: Sequence[bytes]) -> Resolution:

@@ -34,9 +34,9 @@ def announcement(
     if form == "v1":
         return writing.v1(resolution.client, destination)
     tlvs = b"".join([writing.tlv(kind, value) for kind, value in own]) if own else b""
-    if said is not None and said.tlvs:
+    if said is not None and said.tlv_area:
         # Where there are two handshakes, only ours is true of the bytes that follow.
-        tlvs += writing.kept_tlvs(said.tlvs, () if own is None else OF_A_HANDSHAKE)
+        tlvs += writing.kept_tlvs(said.tlv_area, () if own is None else OF_A_HANDSHAKE)
     return writing.v2(resolution.client, destination, tlvs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -54,6 +55,24 @@ class HTTP1Protocol(HttpToolsProtocol):
             self._head_bytes = len(data) + (self._head_bytes if self.scope is scope else 0)
             if self._head_bytes > _LONGEST_HEAD and not self.transport.is_closing():
                 self.send_400_response("Request header too large.")
+
+    def on_headers_complete(self) -> None:
+        """Do as uvicorn does, with the host of an absolute target, and without trailers among the headers."""
+        if self.url[:1] != b"/":
+            self._take_host_of_target()
+        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            # What is still to come are trailers. uvicorn would add them to the request's headers,
+            # also while the application reads these, and balancers pass on what clients put there.
+            self.headers = []
+
+    def _take_host_of_target(self) -> None:
+        """``GET http://host/path``: such a host wins over the header's (RFC 9112, 3.2.2), as in nginx."""
+        _, is_absolute, rest = self.url.partition(b"://")
+        if is_absolute:
+            host = re.split(b"[/?#]", rest, maxsplit=1)[0].rpartition(b"@")[2]
+            others = [line for line in self.headers if line[0] != b"host"]
+            self.headers[:] = [(b"host", host), *others]
 
     def _is_in_body(self) -> bool:
         """Whether what comes next belongs to a request whose head has been read."""

@@ -90,8 +90,8 @@ def _check_accepted(case: Case, strict: bool, accepted: tuple[Preamble, int]) ->
     _require(answer(case.data[: end - 1], limit, strict) is None, "fewer bytes are enough")
     ports = preamble.source_port, preamble.destination_port
     _require(all(port is None or 0 <= port <= 65535 for port in ports), "a port out of range")
-    _require(case.data[:end].endswith(preamble.tlvs), "the TLVs do not end with it")
-    first_tlvs(preamble.tlvs)
+    _require(case.data[:end].endswith(preamble.tlv_area), "the TLVs do not end with it")
+    first_tlvs(preamble.tlv_area)
 
 
 def in_pieces(case: Case, strict: bool) -> Answer:

@@ -244,7 +244,7 @@ def test_preamble_of_haproxy_goes_through_two_relays_unchanged(
         client(port, tls=tls, server_name=SERVER_NAME),
         raw_upstream.take() as sent,
     ):
-        assert list(first_tlvs(sent.preamble.tlvs)) == [0x03, 0x01, 0x02, 0x05, 0x20]
+        assert list(first_tlvs(sent.preamble.tlv_area)) == [0x03, 0x01, 0x02, 0x05, 0x20]
     with (
         relaying(raw_upstream, "v2", flags="proxy_protocol") as inner,
         relaying(inner, "v2", flags="proxy_protocol") as outer,
@@ -296,7 +296,7 @@ def test_relay_adds_its_tls_to_what_the_balancer_said(
         client(port, tls=tls, server_name=SERVER_NAME),
         raw_upstream.take() as taken,
     ):
-        tlvs = first_tlvs(taken.preamble.tlvs)
+        tlvs = first_tlvs(taken.preamble.tlv_area)
     assert list(tlvs) == [0x01, 0x02, 0x20, 0x03, 0x05]
     assert (tlvs[0x01], tlvs[0x02], tlvs[0x05]) == (b"http/1.1", SERVER_NAME.encode(), b"one")
 

@@ -1,0 +1,386 @@
+"""Scheme, host, port, path and prefix as the client wrote them, and what Kong tells an upstream.
+
+The rules are those of Kong's ``kong.request.get_forwarded_*`` and of its runloop (reference,
+section 9). Whether a peer is believed is Kong's own test and not nginx's (section 3.3).
+
+All text is Latin-1, as in Starlette's headers: a byte is a character, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+from kongrealip.realip.networks import KongTrust
+from kongrealip.realip.numbers import port_number
+from kongrealip.realip.resolve import Resolution
+
+Headers = Sequence[tuple[bytes, bytes]]
+# Name, its spelling, value, and whether it is among the first lines of the request.
+_Line = tuple[bytes, bytes, bytes, bool]
+
+#: Whom to believe: as Kong does, nobody, or as Kong does where no preamble came with the connection.
+TRUSTED, OFF, AUTO = "trusted", "off", "auto"
+#: Kong's ``lua_max_req_headers``.
+MOST_LINES = 100
+
+SCHEME, HOST, PORT = b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port"
+PATH, PREFIX, FOR = b"x-forwarded-path", b"x-forwarded-prefix", b"x-forwarded-for"
+REAL_IP = b"x-real-ip"
+#: What is set for an upstream and replaces what was received, with the names as they are written.
+UPSTREAM_NAMES = {
+    REAL_IP: "X-Real-IP", FOR: "X-Forwarded-For", SCHEME: "X-Forwarded-Proto", HOST: "X-Forwarded-Host",
+    PORT: "X-Forwarded-Port", PATH: "X-Forwarded-Path", PREFIX: "X-Forwarded-Prefix",
+}  # fmt: skip
+_HTTPS_PORT = 443
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# A name or an address, and a port: nothing that could begin a path or end a header.
+_HOST_HEADER = rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_PLAIN_PATH = rb"(?:/[A-Za-z0-9._~-]+)+"
+_USUAL_CONNECTION = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close", b"upgrade", b"Upgrade"))
+
+
+def _spellings(name: bytes) -> list[bytes]:
+    """The name with a dash or an underscore in each place: nginx's variables do not tell them apart."""
+    first, *rest = name.split(b"-")
+    spellings = [first]
+    for part in rest:
+        spellings = [begun + sign + part for begun in spellings for sign in (b"-", b"_")]
+    return spellings
+
+
+_SPELLINGS = {
+    spelling: name for name in (SCHEME, HOST, PORT, PATH, PREFIX, FOR) for spelling in _spellings(name)
+}
+SCHEME_SPELLINGS = frozenset(_spellings(SCHEME))
+
+
+class ForwardedRules:
+    """What the operator decided: whom to believe beyond the client's address.
+
+    ``port_maps`` leads from the listener's port, as text, to the port outside.
+    """
+
+    __slots__ = ("believe", "most_lines", "port_maps", "resolution", "scheme_from_preamble", "trust")
+
+    def __init__(
+        self,
+        trust: KongTrust,
+        believe: str = TRUSTED,
+        scheme_from_preamble: bool = False,
+        port_maps: Mapping[str, float] = {},
+        most_lines: int = MOST_LINES,
+    ) -> None:
+        self.trust = trust
+        self.believe = believe
+        self.scheme_from_preamble = scheme_from_preamble
+        self.port_maps = port_maps
+        self.most_lines = most_lines
+        #: The class of what is decided under these rules.
+        self.resolution = _resolution_under(self)
+
+    def believes(self, resolution: Resolution) -> bool:
+        """Whether X-Forwarded-Proto and its kin count in requests of this peer.
+
+        With ``auto`` they do not on a connection that came with a preamble: a balancer that works
+        below HTTP passes them on as the client wrote them.
+        """
+        if self.believe == OFF or (self.believe == AUTO and resolution.preamble is not None):
+            return False
+        return self.trust.trusts(resolution.peer.ip)
+
+    def preamble_says_https(self, resolution: Resolution) -> bool:
+        """Whether a trusted peer's preamble tells of TLS that ended before this connection."""
+        preamble = resolution.preamble
+        if not self.scheme_from_preamble or preamble is None or not resolution.peer_trusted:
+            return False
+        ssl = preamble.tlvs.ssl if preamble.tlv_area else None
+        return preamble.destination_port == _HTTPS_PORT if ssl is None else ssl.over_tls
+
+
+class ResolutionUnderRules(Resolution):
+    """A Resolution that knows by which rules its request is to be seen, should somebody ask.
+
+    They belong to the class, of which each ForwardedRules makes one: so that they cost nothing for
+    each request.
+    """
+
+    __slots__ = ()
+    rules: ClassVar[ForwardedRules]
+
+
+def _resolution_under(rules: ForwardedRules) -> type[ResolutionUnderRules]:
+    class Bound(ResolutionUnderRules):
+        __slots__ = ()
+
+    Bound.rules = rules
+    # As it is shown.
+    Bound.__name__ = Resolution.__name__
+    return Bound
+
+
+class Request(NamedTuple):
+    """A request as it arrived. Header names are in lower case.
+
+    ``scheme`` is the connection's own, ``http`` or ``https``; ``path`` is the raw one without the
+    query; ``port`` is the listener's or None; ``prefix`` is what routing takes off, or None.
+    """
+
+    headers: Headers
+    scheme: str
+    path: bytes
+    port: int | None
+    prefix: str | None
+
+    @property
+    def host(self) -> bytes:
+        """nginx's ``$host``: the header in lower case, without port and trailing dot."""
+        for name, value in self.headers:
+            if name == b"host":
+                host = value.rstrip(b" ").lower()
+                end = host.find(b"]") + 1 if host[:1] == b"[" else host.find(b":")
+                return host[: end if end > 0 else None].removesuffix(b".")
+        return b""
+
+
+class Forwarded:
+    """The view of one request. Nothing is computed before it is read.
+
+    Reading never raises, whatever the headers hold.
+    """
+
+    __slots__ = ("_believed", "_received", "_resolution", "_rules", "request")
+
+    def __init__(self, rules: ForwardedRules, resolution: Resolution, request: Request) -> None:
+        self._rules = rules
+        self._resolution = resolution
+        self._believed = rules.believes(resolution)
+        self._received: list[_Line] | None = None
+        self.request = request
+
+    @property
+    def scheme(self) -> str:
+        """``kong.request.get_forwarded_scheme``: in lower case and otherwise as the peer wrote it."""
+        value = self._getter(SCHEME)
+        return self._own_scheme() if value is None else value.lower().decode("latin-1")
+
+    @property
+    def host(self) -> str:
+        """``get_forwarded_host``: without port."""
+        value = self._getter(HOST)
+        host = self.request.host if value is None else _authority(value).partition(b":")[0].lower()
+        return host.decode("latin-1")
+
+    @property
+    def port(self) -> int | float | None:
+        """``get_forwarded_port``: None on a Unix socket. Fractions survive, as in Kong."""
+        port = _port(self._getter(PORT))
+        if port is None:
+            host = self._getter(HOST)
+            port = None if host is None else _port(_authority(host).partition(b":")[2])
+        return self._own_port() if port is None else port
+
+    @property
+    def path(self) -> str:
+        """``get_forwarded_path``: the request's own is normalised."""
+        value = self._getter(PATH)
+        return (normalised(self.request.path) if value is None else value).decode("latin-1")
+
+    @property
+    def prefix(self) -> str | None:
+        """``get_forwarded_prefix``, or None."""
+        value = self._getter(PREFIX)
+        return self._own_prefix() if value is None else value.decode("latin-1")
+
+    @property
+    def host_header(self) -> bytes | None:
+        """The header Host as the client wrote it to the believed peer, or None where that is not known.
+
+        X-Forwarded-Host with its port, or with that of X-Forwarded-Port where it has none and the
+        scheme has another. None as well where it is no host: it would end up in links.
+        """
+        host = _authority(self._getter(HOST) or b"")
+        if re.fullmatch(_HOST_HEADER, host) is None:
+            return None
+        port = _port(self._getter(PORT))
+        if (
+            isinstance(port, int)
+            and port != _DEFAULT_PORTS.get(self.scheme)
+            and not re.search(rb":[0-9]+$", host)
+        ):
+            return b"%b:%d" % (host, port)
+        return host
+
+    @property
+    def root_path(self) -> bytes | None:
+        """X-Forwarded-Prefix as ASGI's ``root_path``, or None where there is none that can be used.
+
+        Plain segments only, and no double slash: with ``//evil.example`` each redirect would lead there.
+        """
+        prefix = (self._getter(PREFIX) or b"").removesuffix(b"/")
+        return prefix if re.fullmatch(_PLAIN_PATH, prefix) and normalised(prefix) == prefix else None
+
+    @property
+    def upstream_headers(self) -> dict[str, str]:
+        """What Kong would send upstream of the X-Forwarded family and X-Real-IP.
+
+        They replace all lines of these names that were received; a name that is not in here is
+        not to be sent at all.
+        """
+        return {UPSTREAM_NAMES[name]: value.decode("latin-1") for name, value in self.upstream_lines}
+
+    @property
+    def upstream_lines(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The same as bytes, with names in lower case."""
+        client, peer = self._resolution.client.ip.encode(), self._resolution.peer.ip.encode()
+        received = self._upstream(FOR)
+        port = self._own_port()
+        own = {
+            REAL_IP: client,
+            FOR: client if received is None else received + b", " + peer,
+            SCHEME: self._own_scheme().encode(),
+            HOST: self.request.host,
+            PORT: b"" if port is None else b"%.14g" % port,
+            PATH: self.request.path,
+            PREFIX: (self._own_prefix() or "").encode("utf-8", "surrogateescape"),
+        }
+        if self._believed:
+            for name in (SCHEME, HOST, PORT, PATH, PREFIX):
+                value = self._upstream(name)
+                if value is not None:
+                    own[name] = value
+        return tuple((name, value) for name, value in own.items() if value)
+
+    def _own_scheme(self) -> str:
+        return "https" if self._rules.preamble_says_https(self._resolution) else self.request.scheme
+
+    def _own_port(self) -> int | float | None:
+        port = self.request.port
+        mapped = self._rules.port_maps.get(str(port)) if self._rules.port_maps else None
+        return port if mapped is None else _plain(mapped)
+
+    def _own_prefix(self) -> str | None:
+        return None if self.request.prefix == "/" else self.request.prefix
+
+    def _getter(self, name: bytes) -> bytes | None:
+        return _looked_up(self._lines(), name) if self._believed else None
+
+    def _upstream(self, name: bytes) -> bytes | None:
+        """As Kong's runloop does: underscores win."""
+        underscored = name.replace(b"-", b"_")
+        found = None
+        for _, spelling, value, early in self._lines():
+            if early and spelling == underscored:
+                return value
+            if early and found is None and spelling == name:
+                found = value
+        return found
+
+    def _lines(self) -> list[_Line]:
+        if self._received is None:
+            self._received = _family(self.request.headers, self._rules.most_lines)
+        return self._received
+
+
+def _family(headers: Headers, most_lines: int) -> list[_Line]:
+    """The lines that are looked up here, in order."""
+    found = [
+        # nginx takes the blanks at the end away, and not every server does.
+        (_SPELLINGS[name], name, value.rstrip(b" "), number < most_lines)
+        for number, (name, value) in enumerate(headers)
+        if name in _SPELLINGS
+    ]
+    if not found:
+        return found
+    not_for_us = named_in_connection(headers)
+    return [line for line in found if line[1] not in not_for_us] if not_for_us else found
+
+
+def _looked_up(lines: list[_Line], name: bytes) -> bytes | None:
+    """As Kong's ``get_forwarded_*`` look a header up."""
+    values = [value for found, _, value, _ in lines if found == name]
+    if not values:
+        return None
+    joined = b", ".join(values)
+    if b", " not in joined:
+        return joined
+    # Kong then asks another function, which knows dashes only and the first lines only.
+    return next((value for _, spelling, value, early in lines if early and spelling == name), None)
+
+
+def received_scheme(headers: Headers, most_lines: int) -> str | None:
+    """X-Forwarded-Proto by the rules of ``get_forwarded_scheme``, for a peer that is believed."""
+    value = _looked_up(_family(headers, most_lines), SCHEME)
+    return None if value is None else value.lower().decode("latin-1")
+
+
+class RequestResolution(Resolution):
+    """A Resolution together with the request that it was made for.
+
+    ``forwarded`` is that request's view. Made by the middlewares, when somebody asks.
+    """
+
+    forwarded: Forwarded
+
+    @property
+    def upstream_headers(self) -> dict[str, str]:
+        """What Kong would send upstream; see :attr:`Forwarded.upstream_headers`."""
+        return self.forwarded.upstream_headers
+
+
+def with_request(resolution: Resolution, rules: ForwardedRules, request: Request) -> RequestResolution:
+    """Join the two."""
+    joined = tuple.__new__(RequestResolution, resolution)
+    joined.forwarded = Forwarded(rules, resolution, request)
+    return joined
+
+
+def named_in_connection(headers: Headers) -> frozenset[bytes]:
+    """Names that ``Connection`` lists: meant for the next hop alone, so whoever sent them did not
+    mean us, and nothing of them is believed (RFC 9110, 7.6.1)."""
+    lists = [value for name, value in headers if name == b"connection" and value not in _USUAL_CONNECTION]
+    names = (token.strip().lower() for value in lists for token in value.split(b","))
+    return frozenset(spelling for name in names for spelling in _spellings(name.replace(b"_", b"-")))
+
+
+def _authority(value: bytes) -> bytes:
+    """What stands behind a user's name."""
+    return value.partition(b"@")[2] if b"@" in value else value
+
+
+def _port(text: bytes | None) -> int | float | None:
+    port = None if text is None else port_number(text.decode("latin-1"))
+    return None if port is None else _plain(port)
+
+
+def _plain(port: float) -> int | float:
+    return int(port) if port == int(port) else port
+
+
+# Those that stay encoded: they would mean something else.
+_RESERVED = frozenset(b"!*'();:@&=+$,/?%#[]")
+_ENCODED = rb"%([0-9A-Fa-f]{2})"
+
+
+def normalised(path: bytes) -> bytes:
+    """``kong.request.get_path``: decoded but for what is reserved, without dots and double slashes."""
+    if b"%" in path:
+        path = re.sub(_ENCODED, _decoded, path)
+    if path[:1] != b"/" or (b"." not in path and b"//" not in path):
+        return path
+    kept: list[bytes] = []
+    segments = path.split(b"/")
+    for segment in segments:
+        if segment == b"..":
+            del kept[-1:]
+        elif segment not in (b"", b"."):
+            kept.append(segment)
+    # What ends in a slash or in dots is a folder.
+    end = b"/" if kept and segments[-1] in (b"", b".", b"..") else b""
+    return b"/" + b"/".join(kept) + end
+
+
+def _decoded(match: re.Match[bytes]) -> bytes:
+    byte = int(match[1], 16)
+    return match[0].upper() if byte in _RESERVED else bytes((byte,))
