@@ -46,8 +46,9 @@ IN_ROOMS = [path for path in FILES if room(path) in ORDER]
 
 @pytest.mark.parametrize("path", IN_ROOMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
-    allowed = set(ORDER[: ORDER.index(room(path)) + 1]) - APART.get(room(path), set())
-    assert rooms_imported(path) <= allowed
+    # serve() on the face of the server's room puts the middleware in front; nothing behind it does.
+    apart = set() if path == ROOT / "server" / "__init__.py" else APART.get(room(path), set())
+    assert rooms_imported(path) <= set(ORDER[: ORDER.index(room(path)) + 1]) - apart
 
 
 def test_every_room_is_known() -> None:

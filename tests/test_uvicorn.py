@@ -68,5 +68,22 @@ def test_the_lifespan_state() -> None:
     assert LifespanOn(uvicorn.Config(whoami.app)).state == {}
 
 
+def test_a_lifespan_runs_in_a_task_and_is_told_of_by_messages() -> None:
+    assert "create_task(self.main())" in inspect.getsource(LifespanOn.startup)
+    assert "await app(scope, self.receive, self.send)" in inspect.getsource(LifespanOn.main)
+    assert parameters(LifespanOn.send) == ["self", "message"]
+    assert "if self.lifespan.should_exit:\n            sys.exit(" in inspect.getsource(uvicorn.Server.startup)
+
+
+def test_a_server_can_be_run_without_its_signal_handlers() -> None:
+    """The embedded one does what this does, step by step."""
+    source = inspect.getsource(uvicorn.Server._serve)
+    steps = re.findall(r"self\.lifespan = config\.lifespan_class\(config\)|await self\.(\w+)\(", source)
+    assert steps == ["", "startup", "main_loop", "shutdown"]
+    assert list(vars(uvicorn.server.ServerState())) == [
+        "total_requests", "connections", "tasks", "default_headers",
+    ]  # fmt: skip
+
+
 def test_the_version_is_one_that_was_tried() -> None:
     assert uvicorn.__version__.startswith("0.54.")

@@ -20,8 +20,8 @@ from kongrealip.realip import (
     Resolution,
     Rules,
 )
-from kongrealip.realip.forwarded import SCHEME_SPELLINGS, received_scheme
 from kongrealip.realip.networks import UNIX
+from kongrealip.realip.received import SCHEME, SCHEME_SPELLINGS, names_nothing, received
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,10 +37,10 @@ _LONGEST_LINE = 1024
 _NO_ADDRESS = (UNIX, "")
 # As ``scope["scheme"]`` has it, for http and for websocket. What else the header may hold would
 # only break the links that are made of it.
-_SCHEMES = {
-    "http": ("http", "ws"), "https": ("https", "wss"), "ws": ("http", "ws"), "wss": ("https", "wss"),
+_CLEAR, _TLS = ("http", "ws"), ("https", "wss")
+_SCHEMES: dict[bytes | None, tuple[str, str]] = {
+    b"http": _CLEAR, b"https": _TLS, b"ws": _CLEAR, b"wss": _TLS,
 }  # fmt: skip
-_TLS = _SCHEMES["https"]
 
 #: Told of each decision. Set by kongrealip.middleware.current, so that only who imports that pays for it.
 on_resolution: Callable[[Resolution], object] | None = None
@@ -91,7 +91,7 @@ class _KnownPeer(PeerResolver):
     def read(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Decide from a request's headers."""
         wanted, name = self.wanted, self._name
-        line = None
+        line = scheme = None
         lines = schemes = 0
         for key, value in headers:
             if key in wanted:
@@ -99,11 +99,12 @@ class _KnownPeer(PeerResolver):
                     line = value
                     lines += 1
                 else:
+                    scheme = value
                     schemes += 1
         if self._name_tells_scheme:
-            schemes += lines
+            scheme, schemes = line, schemes + lines
         self.silent = not (lines or schemes)
-        self.scheme = self._told_scheme(headers) if schemes else self.own_scheme
+        self.scheme = self._told_scheme(headers, scheme, schemes) if schemes else self.own_scheme
         if line is None:
             self._answer(None, self.quiet)
         elif lines > 1:
@@ -113,8 +114,15 @@ class _KnownPeer(PeerResolver):
             remembered = line if len(line) <= _LONGEST_LINE else None
             self._answer(remembered, self._replaced(self.rules.walk_line(line)[0]))
 
-    def _told_scheme(self, headers: list[tuple[bytes, bytes]]) -> tuple[str, str] | None:
-        return _SCHEMES.get(received_scheme(headers, self._forwarded.most_lines) or "", self.own_scheme)
+    def _told_scheme(
+        self, headers: list[tuple[bytes, bytes]], value: bytes | None, lines: int
+    ) -> tuple[str, str] | None:
+        """What a believed peer says; ``value`` is that of the last of ``lines``."""
+        plain = _SCHEMES.get(value) if lines == 1 else None
+        if plain is not None and names_nothing(headers):
+            return plain
+        told = received(headers, self._forwarded.most_lines).getters.get(SCHEME)
+        return self.own_scheme if told is None else _SCHEMES.get(told.lower(), self.own_scheme)
 
     def _answer(self, line: bytes | None, resolution: Resolution) -> None:
         self.line = line

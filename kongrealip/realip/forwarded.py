@@ -9,51 +9,36 @@ All text is Latin-1, as in Starlette's headers: a byte is a character, and nothi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 from kongrealip.realip.networks import KongTrust
 from kongrealip.realip.numbers import port_number
+from kongrealip.realip.received import (
+    FOR,
+    HOST,
+    MOST_LINES,
+    NOTHING,
+    PATH,
+    PORT,
+    PREFIX,
+    REAL_IP,
+    SCHEME,
+    UPSTREAM_NAMES,
+    Headers,
+    Received,
+    received,
+)
 from kongrealip.realip.resolve import Resolution
-
-Headers = Sequence[tuple[bytes, bytes]]
-# Name, its spelling, value, and whether it is among the first lines of the request.
-_Line = tuple[bytes, bytes, bytes, bool]
 
 #: Whom to believe: as Kong does, nobody, or as Kong does where no preamble came with the connection.
 TRUSTED, OFF, AUTO = "trusted", "off", "auto"
-#: Kong's ``lua_max_req_headers``.
-MOST_LINES = 100
-
-SCHEME, HOST, PORT = b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port"
-PATH, PREFIX, FOR = b"x-forwarded-path", b"x-forwarded-prefix", b"x-forwarded-for"
-REAL_IP = b"x-real-ip"
-#: What is set for an upstream and replaces what was received, with the names as they are written.
-UPSTREAM_NAMES = {
-    REAL_IP: "X-Real-IP", FOR: "X-Forwarded-For", SCHEME: "X-Forwarded-Proto", HOST: "X-Forwarded-Host",
-    PORT: "X-Forwarded-Port", PATH: "X-Forwarded-Path", PREFIX: "X-Forwarded-Prefix",
-}  # fmt: skip
 _HTTPS_PORT = 443
+_LAST_PORT, _PORT_DIGITS = 65535, 5
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # A name or an address, and a port: nothing that could begin a path or end a header.
 _HOST_HEADER = rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _PLAIN_PATH = rb"(?:/[A-Za-z0-9._~-]+)+"
-_USUAL_CONNECTION = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close", b"upgrade", b"Upgrade"))
-
-
-def _spellings(name: bytes) -> list[bytes]:
-    """The name with a dash or an underscore in each place: nginx's variables do not tell them apart."""
-    first, *rest = name.split(b"-")
-    spellings = [first]
-    for part in rest:
-        spellings = [begun + sign + part for begun in spellings for sign in (b"-", b"_")]
-    return spellings
-
-
-_SPELLINGS = {
-    spelling: name for name in (SCHEME, HOST, PORT, PATH, PREFIX, FOR) for spelling in _spellings(name)
-}
-SCHEME_SPELLINGS = frozenset(_spellings(SCHEME))
 
 
 class ForwardedRules:
@@ -156,7 +141,7 @@ class Forwarded:
         self._rules = rules
         self._resolution = resolution
         self._believed = rules.believes(resolution)
-        self._received: list[_Line] | None = None
+        self._received: Received | None = None
         self.request = request
 
     @property
@@ -233,86 +218,46 @@ class Forwarded:
     @property
     def upstream_lines(self) -> tuple[tuple[bytes, bytes], ...]:
         """The same as bytes, with names in lower case."""
-        client, peer = self._resolution.client.ip.encode(), self._resolution.peer.ip.encode()
-        received = self._upstream(FOR)
-        port = self._own_port()
-        own = {
-            REAL_IP: client,
-            FOR: client if received is None else received + b", " + peer,
-            SCHEME: self._own_scheme().encode(),
-            HOST: self.request.host,
-            PORT: b"" if port is None else b"%.14g" % port,
-            PATH: self.request.path,
-            PREFIX: (self._own_prefix() or "").encode("utf-8", "surrogateescape"),
-        }
-        if self._believed:
-            for name in (SCHEME, HOST, PORT, PATH, PREFIX):
-                value = self._upstream(name)
-                if value is not None:
-                    own[name] = value
-        return tuple((name, value) for name, value in own.items() if value)
+        resolution, request, received = self._resolution, self.request, self._lines().upstream
+        client, peer = resolution[0][0].encode(), resolution[1][0].encode()
+        # Who is not believed is still appended to, as Kong does.
+        told = received if self._believed else NOTHING.upstream
+        lines = (
+            (REAL_IP, client),
+            (FOR, received[FOR] + b", " + peer if FOR in received else client),
+            (SCHEME, told[SCHEME] if SCHEME in told else self._own_scheme().encode()),
+            (HOST, told.get(HOST, request.host)),
+            (PORT, told[PORT] if PORT in told else self._own_port_text()),
+            (PATH, told.get(PATH, request.path)),
+            (PREFIX, told[PREFIX] if PREFIX in told else self._own_prefix_text()),
+        )
+        return tuple([line for line in lines if line[1]])
 
     def _own_scheme(self) -> str:
         return "https" if self._rules.preamble_says_https(self._resolution) else self.request.scheme
 
     def _own_port(self) -> int | float | None:
         port = self.request.port
-        mapped = self._rules.port_maps.get(str(port)) if self._rules.port_maps else None
+        mapped = self._rules.port_maps.get(str(port)) if port is not None else None
         return port if mapped is None else _plain(mapped)
+
+    def _own_port_text(self) -> bytes:
+        port = self._own_port()
+        return b"" if port is None else b"%.14g" % port
+
+    def _own_prefix_text(self) -> bytes:
+        return (self._own_prefix() or "").encode("utf-8", "surrogateescape")
 
     def _own_prefix(self) -> str | None:
         return None if self.request.prefix == "/" else self.request.prefix
 
     def _getter(self, name: bytes) -> bytes | None:
-        return _looked_up(self._lines(), name) if self._believed else None
+        return self._lines().getters.get(name) if self._believed else None
 
-    def _upstream(self, name: bytes) -> bytes | None:
-        """As Kong's runloop does: underscores win."""
-        underscored = name.replace(b"-", b"_")
-        found = None
-        for _, spelling, value, early in self._lines():
-            if early and spelling == underscored:
-                return value
-            if early and found is None and spelling == name:
-                found = value
-        return found
-
-    def _lines(self) -> list[_Line]:
+    def _lines(self) -> Received:
         if self._received is None:
-            self._received = _family(self.request.headers, self._rules.most_lines)
+            self._received = received(self.request.headers, self._rules.most_lines)
         return self._received
-
-
-def _family(headers: Headers, most_lines: int) -> list[_Line]:
-    """The lines that are looked up here, in order."""
-    found = [
-        # nginx takes the blanks at the end away, and not every server does.
-        (_SPELLINGS[name], name, value.rstrip(b" "), number < most_lines)
-        for number, (name, value) in enumerate(headers)
-        if name in _SPELLINGS
-    ]
-    if not found:
-        return found
-    not_for_us = named_in_connection(headers)
-    return [line for line in found if line[1] not in not_for_us] if not_for_us else found
-
-
-def _looked_up(lines: list[_Line], name: bytes) -> bytes | None:
-    """As Kong's ``get_forwarded_*`` look a header up."""
-    values = [value for found, _, value, _ in lines if found == name]
-    if not values:
-        return None
-    joined = b", ".join(values)
-    if b", " not in joined:
-        return joined
-    # Kong then asks another function, which knows dashes only and the first lines only.
-    return next((value for _, spelling, value, early in lines if early and spelling == name), None)
-
-
-def received_scheme(headers: Headers, most_lines: int) -> str | None:
-    """X-Forwarded-Proto by the rules of ``get_forwarded_scheme``, for a peer that is believed."""
-    value = _looked_up(_family(headers, most_lines), SCHEME)
-    return None if value is None else value.lower().decode("latin-1")
 
 
 class RequestResolution(Resolution):
@@ -336,21 +281,18 @@ def with_request(resolution: Resolution, rules: ForwardedRules, request: Request
     return joined
 
 
-def named_in_connection(headers: Headers) -> frozenset[bytes]:
-    """Names that ``Connection`` lists: meant for the next hop alone, so whoever sent them did not
-    mean us, and nothing of them is believed (RFC 9110, 7.6.1)."""
-    lists = [value for name, value in headers if name == b"connection" and value not in _USUAL_CONNECTION]
-    names = (token.strip().lower() for value in lists for token in value.split(b","))
-    return frozenset(spelling for name in names for spelling in _spellings(name.replace(b"_", b"-")))
-
-
 def _authority(value: bytes) -> bytes:
     """What stands behind a user's name."""
     return value.partition(b"@")[2] if b"@" in value else value
 
 
 def _port(text: bytes | None) -> int | float | None:
-    port = None if text is None else port_number(text.decode("latin-1"))
+    if text is None:
+        return None
+    if text.isdigit() and len(text) <= _PORT_DIGITS:
+        # As everybody writes it: nothing to look up in the grammar of numbers.
+        return int(text) if 0 < int(text) <= _LAST_PORT else None
+    port = port_number(text.decode("latin-1"))
     return None if port is None else _plain(port)
 
 

@@ -14,6 +14,8 @@ from kongrealip.address import IPV4_FIRST, IPV4_LAST, parse_hop
 
 UNIX = "unix:"
 _LAST = (1 << 128) - 1
+# To read an address costs three microseconds, and balancers are few.
+_KNOWN_PEERS = 1024
 
 
 class _Ranges:
@@ -122,7 +124,7 @@ class KongTrust:
     ``unix:`` entries do not count, and an IPv4-mapped address is an IPv6 address here.
     """
 
-    __slots__ = ("_everything", "_ranges")
+    __slots__ = ("_everything", "_known", "_ranges")
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
         """Take entries as Kong accepts them; ValueError names what is wrong."""
@@ -132,11 +134,20 @@ class KongTrust:
         self._ranges = {
             version: _Ranges(ends for found, ends in networks if found == version) for version in (4, 6)
         }
+        self._known: dict[str, bool] = {}
 
     def trusts(self, peer: str) -> bool:
         """Judge the text of a peer's address; what is not an address is trusted by nobody."""
         if self._everything:
             return True
+        trusted = self._known.get(peer)
+        if trusted is None:
+            if len(self._known) >= _KNOWN_PEERS:
+                self._known.clear()
+            trusted = self._known[peer] = self._judge(peer)
+        return trusted
+
+    def _judge(self, peer: str) -> bool:
         try:
             version, value = _strict_address(_without_brackets(peer))
         except ValueError:

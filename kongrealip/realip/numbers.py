@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 #: What Kong strips, with Lua's ``%s`` in the C locale: not U+00A0 and its kin.
@@ -22,12 +23,15 @@ def number(text: str) -> float | None:
     match = re.fullmatch(_NUMBER, text.strip(BLANKS))
     if match is None:
         return None
-    if match["hex"]:
-        value = float.fromhex(match["hex"])
-    elif match["bin"]:
-        value = float(int(match["bin"], 2))
-    else:
-        value = float(match["dec"] or match["word"])
+    try:
+        if match["hex"]:
+            value = float.fromhex(match["hex"])
+        elif match["bin"]:
+            value = float(int(match["bin"], 2))
+        else:
+            value = float(match["dec"] or match["word"])
+    except OverflowError:
+        value = math.inf
     return -value if match["sign"] == "-" else value
 
 

@@ -4,8 +4,9 @@ uvicorn keeps its lifespan, date header, signals and shutdown; accepting is ours
 things that uvicorn does not promise: that ``Server.startup`` and ``Server.shutdown`` can be
 overridden, that protocol classes take ``config``, ``server_state``, ``app_state`` and ``_loop``,
 that they copy ``app_state`` into ``scope["state"]``, that ``lifespan.state`` holds the lifespan's,
-and that each answer carries ``server_state.default_headers``. ``tests/test_uvicorn.py`` fails by
-name when one of them goes. This file, ``protocols`` and ``http2`` are all that import uvicorn.
+that each answer carries ``server_state.default_headers``, and what ``Lifespan`` overrides.
+``tests/test_uvicorn.py`` fails by name when one of them goes. This file, ``protocols`` and
+``http2`` are all that import uvicorn.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvicorn
 from uvicorn.importer import ImportFromStringError, import_from_string
+from uvicorn.lifespan.on import LifespanOn
 
 from kongrealip.config import Listen, Settings
 from kongrealip.errors import StartError
@@ -37,6 +39,7 @@ from kongrealip.server.sockets import Opened
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+    from uvicorn.lifespan.on import LifespanSendMessage
 
 logger = logging.getLogger("kongrealip.server")
 
@@ -67,6 +70,26 @@ class Door(NamedTuple):
     config: uvicorn.Config
     state: dict[str, Any]
     context: ssl.SSLContext | None
+
+
+class Lifespan(LifespanOn):
+    """uvicorn's, which can be given up, and knows why the application would not start."""
+
+    failure = ""
+    task: asyncio.Task[Any] | None = None
+
+    async def main(self) -> None:
+        self.task = asyncio.current_task()
+        await super().main()
+
+    async def send(self, message: LifespanSendMessage) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            self.failure = message.get("message", "")
+        await super().send(message)
+
+    @property
+    def is_open(self) -> bool:
+        return self.task is not None and not self.task.done()
 
 
 class Server(uvicorn.Server):
@@ -120,7 +143,8 @@ class Server(uvicorn.Server):
             self._settings, self._row, self._hand_over, self._shake_hands, self._count_served
         )
         self._open_doors()
-        self._listeners = [Listener(one.sock, one.listen, self._reception) for one in self._opened]
+        for one in self._opened:
+            self._listeners.append(Listener(one.sock, one.listen, self._reception))
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -134,8 +158,10 @@ class Server(uvicorn.Server):
             # Ours have it, a WebSocket's has not.
             if hasattr(protocol, "make_answer_the_last"):
                 protocol.make_answer_the_last()
-        await self._wait_for_requests()
-        self._reception.close()
+        try:
+            await self._wait_for_requests()
+        finally:
+            self._reception.close()
         await super().shutdown(sockets=[])
 
     async def _wait_for_requests(self) -> None:

@@ -27,6 +27,7 @@ class HTTP1Protocol(HttpToolsProtocol):
     refuse_stray: Callable[[Connection], None]
     _head_since: float | None = None
     _head_bytes = 0
+    _has_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Do as uvicorn does, but for asking the transport, which costs five system calls."""
@@ -48,13 +49,27 @@ class HTTP1Protocol(HttpToolsProtocol):
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
         scope = self.scope
+        self._has_body = False
         _receive(self, data)
+        if self._has_body:
+            self._head_bytes = 0
+            return
+        # What is no body belongs to a head, or to the trailers, which are as long as a client likes.
+        self._head_bytes = len(data) + (self._head_bytes if self.scope is scope else 0)
+        if self._head_bytes > _LONGEST_HEAD and not self.transport.is_closing():
+            self._refuse_length()
+
+    def _refuse_length(self) -> None:
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
-            # In the middle of a head, which began in this piece or in an earlier one.
-            self._head_bytes = len(data) + (self._head_bytes if self.scope is scope else 0)
-            if self._head_bytes > _LONGEST_HEAD and not self.transport.is_closing():
-                self.send_400_response("Request header too large.")
+            self.send_400_response("Request header too large.")
+        else:
+            # An answer may have begun.
+            self.transport.close()
+
+    def on_body(self, body: bytes) -> None:
+        self._has_body = True
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         """Do as uvicorn does, with the host of an absolute target, and without trailers among the headers."""

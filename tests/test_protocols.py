@@ -1,0 +1,87 @@
+"""What our HTTP/1.1 protocol does beyond uvicorn's: trailers, absolute targets, what has no end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from kongrealip import Settings, resolution_of
+from tests.lab import LOOPS, Lab, connect
+
+TRUSTING = Settings(trusted_ips=("127.0.0.0/8",), real_ip_header="X-Forwarded-For")
+HEAD = b"POST / HTTP/1.1\r\nHost: example.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Reads the body, and then looks at the headers."""
+    request = Request(scope, receive)
+    body = await request.body()
+    names = [name.decode() for name, _ in scope["headers"]]
+    forwarded = resolution_of(request).forwarded
+    await JSONResponse([len(body), names, forwarded.scheme, forwarded.host])(scope, receive, send)
+
+
+@pytest.fixture(params=LOOPS)
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    lab = Lab(app)
+    found = lab.add(TRUSTING)
+    with lab.running(request.param):
+        yield found
+
+
+async def ask(port: int, *pieces: bytes) -> Any:
+    """The application's answer, or None where the connection was closed without one."""
+    reader, writer = await connect(port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        answer = await asyncio.wait_for(reader.read(), 10)
+    except (ConnectionResetError, BrokenPipeError):
+        answer = b""
+    finally:
+        writer.close()
+    return json.loads(answer.partition(b"\r\n\r\n")[2] or b"null")
+
+
+async def test_trailers_are_no_headers(port: int) -> None:
+    """A balancer that passes trailers on passes on what the client wrote there."""
+    body = b"\r\n2\r\nhi\r\n0\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil.example\r\nX-A: b\r\n\r\n"
+    names = ["host", "connection", "transfer-encoding"]
+    assert await ask(port, HEAD + body) == [2, names, "http", "example.test"]
+    assert await ask(port, HEAD, body[:30], body[30:]) == [2, names, "http", "example.test"]
+
+
+@pytest.mark.parametrize("line", [b"X-A: " + b"a" * 1000 + b"\r\n", b"a" * 1000])
+async def test_trailers_without_end_are_not_waited_for(port: int, line: bytes) -> None:
+    begun = HEAD + b"\r\n2\r\nhi\r\n0\r\nX-B: "
+    assert await ask(port, begun, *[line * 10] * 5, b"\r\n\r\n") is None
+    assert (await ask(port, begun, line * 10, b"\r\n\r\n"))[0] == 2
+
+
+async def test_a_long_body_in_small_chunks(port: int) -> None:
+    chunk = b"3e8\r\n" + b"x" * 1000 + b"\r\n"
+    assert (await ask(port, HEAD + b"\r\n", *[chunk * 40] * 5, b"0\r\n\r\n"))[0] == 200_000
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        (b"http://abs.example/x", "abs.example"),
+        (b"http://abs.example:81/?y", "abs.example"),
+        (b"http://user@ABS.example/x", "abs.example"),
+        (b"/http://abs.example/", "example.test"),
+    ],
+)
+async def test_the_host_of_an_absolute_target(port: int, target: bytes, host: str) -> None:
+    """RFC 9112, 3.2.2, and nginx's $host."""
+    request = HEAD.replace(b"POST /", b"GET " + target).replace(b"Transfer-Encoding: chunked\r\n", b"")
+    seen = await ask(port, request + b"\r\n")
+    assert seen[3] == host
+    assert seen[1].count("host") == 1
