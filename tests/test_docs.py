@@ -6,12 +6,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click import Command, Group
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from kongrealip.cli.main import cli
 from kongrealip.config.names import READ, READ_OF_OURS
+from kongrealip.pytest_plugin import StartServer
 from tests.running import clean_environ
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +59,31 @@ def test_the_python_example_runs() -> None:
 
     client = TestClient(names["app"], client=("10.0.0.1", 5))  # type: ignore[arg-type]
     assert client.get("/").json() == {"client": "10.0.0.1", "because": "peer"}
+
+
+def test_the_view_is_what_the_readme_says(kongrealip_server: StartServer) -> None:
+    code = next(text for language, text in BLOCKS if language == "python" and "def describe" in text)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+
+    def index(request: Request) -> JSONResponse:
+        return JSONResponse(names["describe"](request))
+
+    server = kongrealip_server(
+        Starlette(routes=[Route("/{path:path}", index)]),
+        "proxy_protocol",
+        KONG_TRUSTED_IPS="127.0.0.1",
+        KONG_REAL_IP_HEADER="proxy_protocol",
+    )
+    preamble = server.v2("203.0.113.7", 51000, {0xEA: b"\x01vpce-1", 0x20: b"\x03\0\0\0\0\x22\0\x02me"})
+    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example:444"}
+    seen = server.get("/a//b", preamble=preamble, headers=forwarded).json()
+    upstream = seen.pop("upstream")
+    assert seen == {
+        "url": "https://shop.example:444/a/b", "prefix": None, "vpc_endpoint": "vpce-1", "client_certificate": "me",
+    }  # fmt: skip
+    assert upstream["X-Real-IP"] == "203.0.113.7"
+    assert server.get("/", preamble=server.v1("203.0.113.7", 5)).json()["client_certificate"] is None
 
 
 def test_the_demos_output_is_the_real_one() -> None:

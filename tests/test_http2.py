@@ -372,6 +372,25 @@ def test_header_of_several_lines(ports: Ports) -> None:
         assert client.get("/", [("x-forwarded-for", "nonsense")])["source"] == "peer"
 
 
+def test_the_forwarded_view(ports: Ports) -> None:
+    lines = [
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-prefix", "/api"),
+        ("x-forwarded-for", "203.0.113.7"),
+    ]
+    with http2(ports.header) as client:
+        seen = client.get("/a/../b?c", lines)
+    assert seen["scheme"] == "https"
+    assert seen["forwarded"] == {
+        "scheme": "https", "host": "service.test", "port": ports.header, "path": "/b", "prefix": "/api",
+    }  # fmt: skip
+    assert seen["upstream_headers"] == {
+        "X-Real-IP": "203.0.113.7", "X-Forwarded-For": "203.0.113.7, 127.0.0.1", "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "service.test", "X-Forwarded-Port": str(ports.header), "X-Forwarded-Path": "/a/../b",
+        "X-Forwarded-Prefix": "/api",
+    }  # fmt: skip
+
+
 # Which protocol it is
 
 

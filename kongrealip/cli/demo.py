@@ -58,6 +58,7 @@ def play(stay: bool) -> int:
             "KONG_TRUSTED_IPS": f"{_BALANCER}/32",
             "KONG_PROXY_LISTEN": f"{_HOST}:{l4} proxy_protocol",
             "KONG_REAL_IP_HEADER": "proxy_protocol",
+            "KONGREALIP_FORWARDED_HEADERS": "auto",
         },
         "plain": {
             "KONG_TRUSTED_IPS": f"{_BALANCER}/32",
