@@ -268,6 +268,13 @@ def test_everything_trusted(environ: dict[str, str], expected: str | None) -> No
     assert expected is None or expected in warnings[0]
 
 
+BEHIND_L4 = {
+    "KONG_PROXY_LISTEN": "a:1 proxy_protocol",
+    "KONG_REAL_IP_HEADER": "proxy_protocol",
+    "KONG_TRUSTED_IPS": "10.0.0.0/8",
+}
+
+
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
@@ -278,11 +285,17 @@ def test_everything_trusted(environ: dict[str, str], expected: str | None) -> No
             "KONGREALIP_PROXY_PROTOCOL_OPTIONAL_FROM has no effect: no listener has the flag",
         ),
         ({"KONG_PROXY_LISTEN": "a:1", "KONG_STREAM_LISTEN": "a:2"}, "KONG_STREAM_LISTEN has no effect here"),
+        (BEHIND_L4, "set KONGREALIP_FORWARDED_HEADERS=auto"),
     ],
 )
 def test_what_serve_says_at_start(environ: dict[str, str], expected: str) -> None:
     (warning,) = serve_warnings(Settings.load(environ))
     assert expected in warning
+
+
+@pytest.mark.parametrize("choice", ["trusted", "off", "auto"])
+def test_who_has_decided_about_forwarded_headers_is_not_asked_again(choice: str) -> None:
+    assert serve_warnings(Settings.load({**BEHIND_L4, "KONGREALIP_FORWARDED_HEADERS": choice})) == []
 
 
 def test_every_name_that_is_read_is_listed() -> None:

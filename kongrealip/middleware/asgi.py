@@ -52,13 +52,12 @@ class _KnownPeer(PeerResolver):
     ``resolution``, ``client`` and ``scheme`` (as the scope has them; a scheme of None is the
     connection's own) are that answer; ``line`` is the single header line that the first two came
     from, or None where it was not one, or a long one. ``quiet`` is the answer where none of the
-    headers is there that are ``wanted``.
+    headers is there that are ``wanted``, and ``silent`` that it was the last one.
     """
 
     __slots__ = (
         "_forwarded",
         "_name",
-        "_name_tells_scheme",
         "client",
         "line",
         "own_scheme",
@@ -77,16 +76,12 @@ class _KnownPeer(PeerResolver):
         self, rules: Rules, forwarded: ForwardedRules, peer: Address, preamble: Preamble | None
     ) -> None:
         super().__init__(rules, peer, preamble, forwarded.resolution)
-        self._name = rules.header_name if self.fixed is None else None
         self._forwarded = forwarded
+        self._name = rules.header_name if self.fixed is None else None
         self.quiet = self.fixed or self.unchanged
-        self.wanted = SCHEME_SPELLINGS if forwarded.believes(self.quiet) else frozenset[bytes]()
-        self._name_tells_scheme = self._name in self.wanted
-        if self._name is not None:
-            self.wanted |= {self._name}
+        self.wanted = _wanted(self._name, forwarded.believes(self.quiet))
         self.own_scheme = _TLS if forwarded.preamble_says_https(self.quiet) else None
-        self.scheme = self.own_scheme
-        self._answer(None, self.quiet)
+        self._be_quiet()
 
     def read(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Decide from a request's headers."""
@@ -101,9 +96,12 @@ class _KnownPeer(PeerResolver):
                 else:
                     scheme = value
                     schemes += 1
-        if self._name_tells_scheme:
+        if name in SCHEME_SPELLINGS and len(wanted) > 1:
             scheme, schemes = line, schemes + lines
-        self.silent = not (lines or schemes)
+        if not (lines or schemes):
+            self._be_quiet()
+            return
+        self.silent = False
         self.scheme = self._told_scheme(headers, scheme, schemes) if schemes else self.own_scheme
         if line is None:
             self._answer(None, self.quiet)
@@ -113,6 +111,11 @@ class _KnownPeer(PeerResolver):
         elif line != self.line:
             remembered = line if len(line) <= _LONGEST_LINE else None
             self._answer(remembered, self._replaced(self.rules.walk_line(line)[0]))
+
+    def _be_quiet(self) -> None:
+        self.silent = True
+        self.scheme = self.own_scheme
+        self._answer(None, self.quiet)
 
     def _told_scheme(
         self, headers: list[tuple[bytes, bytes]], value: bytes | None, lines: int
@@ -129,6 +132,13 @@ class _KnownPeer(PeerResolver):
         self.resolution = resolution
         ip, port = resolution[0]
         self.client = None if ip in _NO_ADDRESS else (ip, port or 0)
+
+
+@cache
+def _wanted(name: bytes | None, is_believed: bool) -> frozenset[bytes]:
+    """The headers that can change anything."""
+    names = SCHEME_SPELLINGS if is_believed else frozenset[bytes]()
+    return names if name is None else names | {name}
 
 
 def RealIPMiddleware(  # noqa: N802 - stands where a class is expected: add_middleware(RealIPMiddleware)
@@ -217,15 +227,17 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
                 connection.memo = peer
         if peer.wanted:
             peer.read(scope["headers"])
-        extensions = {**(scope.get("extensions") or {}), EXTENSION_KEY: peer.resolution}
-        scope["extensions"] = extensions
+        if "extensions" in scope:
+            scope["extensions"] = {**(scope["extensions"] or {}), EXTENSION_KEY: peer.resolution}
+        else:
+            scope["extensions"] = {EXTENSION_KEY: peer.resolution}
         scope["client"] = peer.client
         if replaces:
-            extensions[EXTENSION_KEY] = with_scope(peer.resolution, forwarded, scope)
+            # Made now, for it is to show what was received.
+            seen = scope["extensions"][EXTENSION_KEY] = with_scope(peer.resolution, forwarded, scope)
+            replace_in(scope, seen.forwarded, settings)
         if peer.scheme is not None:
             scope["scheme"] = peer.scheme[scope["type"] == "websocket"]
-        if replaces:
-            replace_in(scope, extensions[EXTENSION_KEY].forwarded, settings)
         if on_resolution is not None:
             on_resolution(peer.resolution)
 

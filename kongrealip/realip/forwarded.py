@@ -18,7 +18,6 @@ from kongrealip.realip.received import (
     FOR,
     HOST,
     MOST_LINES,
-    NOTHING,
     PATH,
     PORT,
     PREFIX,
@@ -26,7 +25,6 @@ from kongrealip.realip.received import (
     SCHEME,
     UPSTREAM_NAMES,
     Headers,
-    Received,
     received,
 )
 from kongrealip.realip.resolve import Resolution
@@ -135,14 +133,15 @@ class Forwarded:
     Reading never raises, whatever the headers hold.
     """
 
-    __slots__ = ("_believed", "_received", "_resolution", "_rules", "request")
+    __slots__ = ("_resolution", "_rules", "_sent", "_told", "request")
 
     def __init__(self, rules: ForwardedRules, resolution: Resolution, request: Request) -> None:
         self._rules = rules
         self._resolution = resolution
-        self._believed = rules.believes(resolution)
-        self._received: Received | None = None
         self.request = request
+        # What the getters believe, and all that is passed on, once somebody has asked.
+        self._told: Mapping[bytes, bytes] | None = None
+        self._sent: Mapping[bytes, bytes] = {}
 
     @property
     def scheme(self) -> str:
@@ -218,18 +217,18 @@ class Forwarded:
     @property
     def upstream_lines(self) -> tuple[tuple[bytes, bytes], ...]:
         """The same as bytes, with names in lower case."""
-        resolution, request, received = self._resolution, self.request, self._lines().upstream
+        if self._told is None:
+            self._look()
+        sent, request, resolution = self._sent, self.request, self._resolution
         client, peer = resolution[0][0].encode(), resolution[1][0].encode()
-        # Who is not believed is still appended to, as Kong does.
-        told = received if self._believed else NOTHING.upstream
         lines = (
             (REAL_IP, client),
-            (FOR, received[FOR] + b", " + peer if FOR in received else client),
-            (SCHEME, told[SCHEME] if SCHEME in told else self._own_scheme().encode()),
-            (HOST, told.get(HOST, request.host)),
-            (PORT, told[PORT] if PORT in told else self._own_port_text()),
-            (PATH, told.get(PATH, request.path)),
-            (PREFIX, told[PREFIX] if PREFIX in told else self._own_prefix_text()),
+            (FOR, sent[FOR] + b", " + peer if FOR in sent else client),
+            (SCHEME, sent[SCHEME] if SCHEME in sent else self._own_scheme().encode()),
+            (HOST, sent.get(HOST, request.host)),
+            (PORT, sent[PORT] if PORT in sent else self._own_port_text()),
+            (PATH, sent.get(PATH, request.path)),
+            (PREFIX, sent[PREFIX] if PREFIX in sent else self._own_prefix_text()),
         )
         return tuple([line for line in lines if line[1]])
 
@@ -243,7 +242,7 @@ class Forwarded:
 
     def _own_port_text(self) -> bytes:
         port = self._own_port()
-        return b"" if port is None else b"%.14g" % port
+        return b"" if port is None else str(port).encode() if isinstance(port, int) else b"%.14g" % port
 
     def _own_prefix_text(self) -> bytes:
         return (self._own_prefix() or "").encode("utf-8", "surrogateescape")
@@ -252,12 +251,20 @@ class Forwarded:
         return None if self.request.prefix == "/" else self.request.prefix
 
     def _getter(self, name: bytes) -> bytes | None:
-        return self._lines().getters.get(name) if self._believed else None
+        told = self._told
+        if told is None:
+            told = self._look()
+        return told.get(name)
 
-    def _lines(self) -> Received:
-        if self._received is None:
-            self._received = received(self.request.headers, self._rules.most_lines)
-        return self._received
+    def _look(self) -> Mapping[bytes, bytes]:
+        found = received(self.request.headers, self._rules.most_lines)
+        if self._rules.believes(self._resolution):
+            self._told, self._sent = found
+        else:
+            # Kong appends to X-Forwarded-For for everybody.
+            appended = found.upstream.get(FOR)
+            self._told, self._sent = {}, {} if appended is None else {FOR: appended}
+        return self._told
 
 
 class RequestResolution(Resolution):
