@@ -10,7 +10,7 @@ import pytest
 from kongrealip import Settings
 from kongrealip.preamble import parse
 from kongrealip.realip import Forwarded, Request, resolve
-from kongrealip.realip.forwarded import normalised
+from kongrealip.realip.paths import normalised
 from tests import golden
 from tests.test_resolve_vectors import PEER_PORT, by_id, peer_of
 

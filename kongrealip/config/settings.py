@@ -14,7 +14,7 @@ from kongrealip.config.listen import HTTP_FLAGS, STREAM_FLAGS, Listen
 from kongrealip.config.names import unread_names
 from kongrealip.config.source import OURS, Source
 from kongrealip.preamble import DEFAULT_LIMIT
-from kongrealip.realip.forwarded import AUTO, OFF, TRUSTED, ForwardedRules
+from kongrealip.realip.belief import AUTO, OFF, TRUSTED, ForwardedRules
 from kongrealip.realip.networks import KongTrust, TrustedNetworks
 from kongrealip.realip.numbers import port_number
 from kongrealip.realip.received import MOST_LINES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from kongrealip.preamble import Preamble
 from kongrealip.realip import (
     CONNECTION_KEY,
     EXTENSION_KEY,
+    TELL_KEY,
     Connection,
     ForwardedRules,
     PeerResolver,
@@ -42,8 +43,10 @@ _SCHEMES: dict[bytes | None, tuple[str, str]] = {
     b"http": _CLEAR, b"https": _TLS, b"ws": _CLEAR, b"wss": _TLS,
 }  # fmt: skip
 
-#: Told of each decision. Set by kongrealip.middleware.current, so that only who imports that pays for it.
+#: Told of each decision by the door for WSGI, in a context of the request's own; and what calls an ASGI
+#: application in this one's place. Set by kongrealip.middleware.current, so that only who imports that pays.
 on_resolution: Callable[[Resolution], object] | None = None
+around: Callable[[ASGIApp, Scope, Receive, Send], Awaitable[None]] | None = None
 
 
 class _KnownPeer(PeerResolver):
@@ -228,7 +231,10 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
         if peer.wanted:
             peer.read(scope["headers"])
         if "extensions" in scope:
-            scope["extensions"] = {**(scope["extensions"] or {}), EXTENSION_KEY: peer.resolution}
+            extensions = {**(scope["extensions"] or {}), EXTENSION_KEY: peer.resolution}
+            scope["extensions"] = extensions
+            if TELL_KEY in extensions:
+                extensions[TELL_KEY](peer.resolution)
         else:
             scope["extensions"] = {EXTENSION_KEY: peer.resolution}
         scope["client"] = peer.client
@@ -238,8 +244,6 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
             replace_in(scope, seen.forwarded, settings)
         if peer.scheme is not None:
             scope["scheme"] = peer.scheme[scope["type"] == "websocket"]
-        if on_resolution is not None:
-            on_resolution(peer.resolution)
 
     def answer(peer: _KnownPeer, scope: Scope) -> None:
         """A peer that is known, and a scope as servers make it."""
@@ -264,13 +268,16 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
             peer = find(scope["client"])
         except (KeyError, TypeError):
             peer = None
-        if peer is None or "extensions" in scope or on_resolution is not None:
+        if peer is None or "extensions" in scope:
             decide(scope)
         elif peer.wanted:
             answer(peer, scope)
         else:
             scope["extensions"] = {EXTENSION_KEY: peer.quiet}
-        await app(scope, receive, send)
+        if around is None:
+            await app(scope, receive, send)
+        else:
+            await around(app, scope, receive, send)
 
     return real_ip
 

@@ -11,6 +11,8 @@ from kongrealip.preamble import Preamble
 CONNECTION_KEY = "kongrealip.connection"
 #: Where the middleware leaves the :class:`Resolution` in ``scope["extensions"]``.
 EXTENSION_KEY = "kongrealip"
+#: Where one that stands further out leaves a function there that wants to be told of the Resolution.
+TELL_KEY = "kongrealip.tell"
 
 
 class Connection:

@@ -35,10 +35,11 @@ def _spellings(name: bytes) -> list[bytes]:
     return spellings
 
 
-_SPELLINGS = {
-    spelling: name for name in (SCHEME, HOST, PORT, PATH, PREFIX, FOR) for spelling in _spellings(name)
-}
+_SPELLINGS = {spelling: name for name in (SCHEME, HOST, PORT, PATH, PREFIX) for spelling in _spellings(name)}
 _DASHED = frozenset(_SPELLINGS.values())
+_FOR_SPELLINGS = frozenset((FOR, FOR.replace(b"-", b"_")))
+#: The lines that have a say in what is not the client's address.
+SAYING = frozenset((*_SPELLINGS, b"host", b"connection"))
 SCHEME_SPELLINGS = frozenset(_spellings(SCHEME))
 
 
@@ -53,13 +54,13 @@ NOTHING = Received({}, {})
 
 
 def received(headers: Headers, most_lines: int) -> Received:
-    """Look all of them up at once."""
+    """Look all of them up at once, X-Forwarded-For aside."""
     found = [line for line in headers if line[0] in _SPELLINGS]
     if not found:
         return NOTHING
     values: dict[bytes, bytes] = {}
     for name, value in found:
-        if name not in _DASHED or (b", " in value and name != FOR):
+        if name not in _DASHED or b", " in value:
             return _looked_up(headers, most_lines)
         # nginx takes the blanks at the end away, and not every server does.
         values[name] = value.rstrip(b" ")
@@ -95,6 +96,21 @@ def _looked_up(headers: Headers, most_lines: int) -> Received:
             # Kong then asks another function, which knows dashes only and the first lines only.
             getters[name] = dashed[name]
     return Received(getters, dashed | underscored)
+
+
+def received_for(headers: Headers, most_lines: int) -> bytes | None:
+    """X-Forwarded-For as the runloop finds it, to append to."""
+    found = None
+    for spelling, value in headers[:most_lines]:
+        if spelling in _FOR_SPELLINGS:
+            if spelling != FOR:
+                found = value
+                break
+            if found is None:
+                found = value
+    if found is None or FOR in named_in_connection(headers):
+        return None
+    return found.rstrip(b" ")
 
 
 def names_nothing(headers: Headers) -> bool:
