@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kongrealip.address import Address
 from kongrealip.config import Settings
-from kongrealip.middleware.scope import replace_in, resolution_of, with_scope
+from kongrealip.middleware.scope import on_unix_socket, port_number, replace_in, resolution_of, with_scope
 from kongrealip.preamble import Preamble
 from kongrealip.realip import (
     CONNECTION_KEY,
@@ -137,6 +137,14 @@ class _KnownPeer(PeerResolver):
         self.client = None if ip in _NO_ADDRESS else (ip, port or 0)
 
 
+def _is_quiet(wanted: frozenset[bytes], headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether nothing is wanted of what is there: for a peer that was silent, most likely it is still."""
+    for key, _ in headers:  # noqa: SIM110 - half the time of all()
+        if key in wanted:
+            return False
+    return True
+
+
 @cache
 def _wanted(name: bytes | None, is_believed: bool) -> frozenset[bytes]:
     """The headers that can change anything."""
@@ -228,7 +236,7 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
             if peer is None or peer.rules is not rules:
                 peer = _KnownPeer(rules, forwarded, connection.peer, connection.preamble)
                 connection.memo = peer
-        if peer.wanted:
+        if peer.wanted and not (peer.silent and _is_quiet(peer.wanted, scope["headers"])):
             peer.read(scope["headers"])
         if "extensions" in scope:
             extensions = {**(scope["extensions"] or {}), EXTENSION_KEY: peer.resolution}
@@ -248,15 +256,9 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
     def answer(peer: _KnownPeer, scope: Scope) -> None:
         """A peer that is known, and a scope as servers make it."""
         headers = scope["headers"]
-        if peer.silent:
-            # Most likely still: then it is enough to see that nothing is wanted of what is there.
-            wanted = peer.wanted
-            for key, _ in headers:
-                if key in wanted:
-                    break
-            else:
-                scope["extensions"] = {EXTENSION_KEY: peer.quiet}
-                return
+        if peer.silent and _is_quiet(peer.wanted, headers):
+            scope["extensions"] = {EXTENSION_KEY: peer.quiet}
+            return
         peer.read(headers)
         scope["extensions"] = {EXTENSION_KEY: peer.resolution}
         scope["client"] = peer.client
@@ -290,9 +292,10 @@ def _foreign_peer(
     if isinstance(outer, Resolution):
         return _KnownPeer(rules, forwarded, outer.peer, outer.preamble)
     client = scope.get("client")
-    if not client:
+    # granian has an empty address for a Unix socket.
+    if not client or not client[0]:
         return _KnownPeer(rules, forwarded, _portless_peer(scope), None)
-    ip, port = client
+    ip, port = client[0], port_number(client[1])
     peer = _KnownPeer(rules, forwarded, Address(ip, port or None), None)
     if not port:
         _warn_of_another_middleware()
@@ -321,5 +324,4 @@ def _portless_peer(scope: Scope) -> Address:
     A server that asks the socket for its peer finds nothing once the peer has reset the
     connection. Taking that for a Unix socket would let anybody be trusted who hangs up at once.
     """
-    server = scope.get("server")
-    return Address("", None) if server and server[1] is not None else Address(UNIX, None)
+    return Address(UNIX if on_unix_socket(scope) else "", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kongrealip.address import bounded_decimal
 from kongrealip.config import Settings
 from kongrealip.errors import ResolutionMissingError
 from kongrealip.realip import (
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
     from starlette.types import Scope
 
+_HIGHEST_PORT = 65535
 _OVER_TLS = ("https", "wss")
 
 
@@ -57,8 +59,7 @@ def _request_of(scope: Mapping[str, Any] | HTTPConnection) -> Request:
     connection: Connection | None = state.get(CONNECTION_KEY) if state else None
     if connection is None:
         tls = scope.get("scheme") in _OVER_TLS
-        server = scope.get("server")
-        port = server[1] if server else None
+        port = None if on_unix_socket(scope) else port_number(scope["server"][1])
     else:
         # Whatever the scheme has become since.
         tls, port = connection.tls, connection.local[1]
@@ -66,6 +67,20 @@ def _request_of(scope: Mapping[str, Any] | HTTPConnection) -> Request:
     prefix = scope.get("app_root_path", scope.get("root_path"))
     path = scope.get("raw_path") or scope.get("path", "").encode("utf-8", "surrogateescape")
     return Request(scope["headers"], "https" if tls else "http", path, port, prefix or None)
+
+
+def on_unix_socket(scope: Mapping[str, Any] | HTTPConnection) -> bool:
+    """Whether this end of the connection is a path.
+
+    granian has port 0 behind it, and gunicorn's ASGI worker takes its first two letters for host and port.
+    """
+    host, port = scope.get("server") or ("", None)
+    return port is None or host[:1] == "/"
+
+
+def port_number(port: object) -> int | None:
+    """A port, which granian has as text."""
+    return port if isinstance(port, int) else bounded_decimal(str(port), _HIGHEST_PORT)
 
 
 def replace_in(scope: Scope, forwarded: Forwarded, settings: Settings) -> None:

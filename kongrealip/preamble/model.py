@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 class Preamble(NamedTuple):
     """What a load balancer said about a connection.
 
+    ``version`` is 1 or 2, or 0 where another server read the preamble and does not say.
     ``command`` is ``PROXY``, ``LOCAL``, or the undefined nibble in hexadecimal (``0x7``). The
     four address fields are None where the preamble carries no information (LOCAL, UNKNOWN, a
     family other than TCP over IPv4 or IPv6). In version 1 the addresses are the text as sent,

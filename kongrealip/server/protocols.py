@@ -16,6 +16,8 @@ from kongrealip.realip import Connection
 # what a head costs in time and memory would be up to whoever sends it.
 _LONGEST_HEAD = 32768
 _PIECE = 4096
+# A path begins, or nothing has come yet.
+_NOT_ABSOLUTE = (b"/", b"")
 # Called for each read, and super() would cost a third of what the count costs.
 _receive = HttpToolsProtocol.data_received
 
@@ -51,12 +53,14 @@ class HTTP1Protocol(HttpToolsProtocol):
         scope = self.scope
         self._has_body = False
         _receive(self, data)
-        if self._has_body:
-            self._head_bytes = 0
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope and not cycle.more_body:
+            # A whole request, the usual case.
             return
         # What is no body belongs to a head, or to the trailers, which are as long as a client likes.
-        self._head_bytes = len(data) + (self._head_bytes if self.scope is scope else 0)
-        if self._head_bytes > _LONGEST_HEAD and not self.transport.is_closing():
+        count = 0 if self._has_body else len(data) + (self._head_bytes if self.scope is scope else 0)
+        self._head_bytes = count
+        if count > _LONGEST_HEAD and not self.transport.is_closing():
             self._refuse_length()
 
     def _refuse_length(self) -> None:
@@ -71,23 +75,19 @@ class HTTP1Protocol(HttpToolsProtocol):
         self._has_body = True
         super().on_body(body)
 
-    def on_headers_complete(self) -> None:
-        """Do as uvicorn does, with the host of an absolute target, and without trailers among the headers."""
-        if self.url[:1] != b"/":
-            self._take_host_of_target()
-        super().on_headers_complete()
-        if not self.parser.should_upgrade():
-            # What is still to come are trailers. uvicorn would add them to the request's headers,
-            # also while the application reads these, and balancers pass on what clients put there.
-            self.headers = []
+    def on_chunk_header(self) -> None:
+        """What comes behind a chunk and is a header is a trailer.
 
-    def _take_host_of_target(self) -> None:
-        """``GET http://host/path``: such a host wins over the header's (RFC 9112, 3.2.2), as in nginx."""
-        _, is_absolute, rest = self.url.partition(b"://")
-        if is_absolute:
-            host = re.split(b"[/?#]", rest, maxsplit=1)[0].rpartition(b"@")[2]
-            others = [line for line in self.headers if line[0] != b"host"]
-            self.headers[:] = [(b"host", host), *others]
+        uvicorn would add it to the request's headers, also while the application reads these, and
+        balancers pass on what clients put there.
+        """
+        self.headers = []
+
+    def on_url(self, url: bytes) -> None:
+        """Do as uvicorn does, and take care of an absolute target."""
+        if not self.url and url[:1] not in _NOT_ABSOLUTE:
+            self.headers = self.scope["headers"] = _HeadersBehindATarget(self)
+        self.url += url
 
     def _is_in_body(self) -> bool:
         """Whether what comes next belongs to a request whose head has been read."""
@@ -114,6 +114,20 @@ class HTTP1Protocol(HttpToolsProtocol):
         """Close behind the answer that is being given. One that is idle stays open for now."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.shutdown()
+
+
+class _HeadersBehindATarget(list[tuple[bytes, bytes]]):
+    """``GET http://host/path``: such a host wins over the header's (RFC 9112, 3.2.2), as in nginx."""
+
+    def __init__(self, protocol: HTTP1Protocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def append(self, line: tuple[bytes, bytes]) -> None:
+        _, is_absolute, rest = self._protocol.url.partition(b"://")
+        if is_absolute and line[0] == b"host":
+            line = (b"host", re.split(b"[/?#]", rest, maxsplit=1)[0].rpartition(b"@")[2])
+        super().append(line)
 
 
 class HTTP1ProtocolOfPlainPort(HTTP1Protocol):
