@@ -87,8 +87,7 @@ class Rules:
         if rest in self._trusted_rests and (hop := parse_hop(first.rstrip(" "))):
             return hop, True
         hop = None
-        # The line's first byte is never taken for a separator: ",1.2.3.4" is no address.
-        for token in reversed((text[:1] + text[1:].replace(",", " ")).split(" ")):
+        for token in reversed(split_line(text)):
             if not token:
                 continue
             if hop is not None and not self.networks.covers(hop[1]):
@@ -109,6 +108,14 @@ class Rules:
             if len(self._trusted_rests) >= _REMEMBERED_RESTS:
                 self._trusted_rests.clear()
             self._trusted_rests.add(rest)
+
+
+def split_line(text: str) -> list[str]:
+    """The entries of a line, and "" where separators meet.
+
+    The line's first byte is never taken for one: ",1.2.3.4" is no address.
+    """
+    return (text[:1] + text[1:].replace(",", " ")).split(" ")
 
 
 class PeerResolver:
