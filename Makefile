@@ -46,6 +46,8 @@ benchmark: $(VENV)/test
 	$(BIN)/python -m benchmarks.server
 	$(BIN)/python -m benchmarks.http2
 	$(BIN)/python -m benchmarks.relay
+	$(BIN)/python -m benchmarks.proxy
+	$(BIN)/python -m benchmarks.view
 
 # Servers that are attacked, crowded, killed, renewed and ended, each figure against its bar. Takes
 # three quarters of an hour; short versions are part of the tests.

@@ -13,11 +13,13 @@ from click.testing import CliRunner, Result
 from kongrealip import Settings
 from kongrealip.cli.main import cli
 from kongrealip.config.names import READ, READ_OF_OURS
+from kongrealip.config.proxy import ProxySettings
 from kongrealip.config.relay import RelaySettings
 from kongrealip.server.tls import self_signed
 from tests.test_cli import run
 
-KEYS = [key for key in (*Settings._fields, *RelaySettings._fields) if key not in ("given", "warnings")]
+FIELDS = (*Settings._fields, *RelaySettings._fields, *ProxySettings._fields)
+KEYS = [key for key in dict.fromkeys(FIELDS) if key not in ("given", "warnings")]
 
 # A variable, a value for it, and how the setting then reads.
 CASES = [
@@ -48,6 +50,16 @@ CASES = [
     ("KONGREALIP_PROXY_PROTOCOL_STRICT", "on", "proxy_protocol_strict = on"),
     ("KONGREALIP_HALF_OPEN_CONNECTIONS", "10", "half_open_connections = 10"),
     ("KONGREALIP_ACCESS_LOG_FORMAT", "json", "access_log_format = json"),
+    ("KONGREALIP_FORWARDED_HEADERS", "auto", "forwarded_headers = auto"),
+    ("KONGREALIP_SCHEME_FROM_PREAMBLE", "on", "scheme_from_preamble = on"),
+    ("KONGREALIP_REPLACE_HOST", "on", "replace_host = on"),
+    ("KONGREALIP_REPLACE_ROOT_PATH", "on", "replace_root_path = on"),
+    ("KONG_LUA_MAX_REQ_HEADERS", "1000", "lua_max_req_headers = 1000"),
+    ("KONGREALIP_PRESERVE_HOST", "on", "preserve_host = on"),
+    ("KONGREALIP_READ_TIMEOUT", "2m", "read_timeout = 120.0"),
+    ("KONG_UPSTREAM_KEEPALIVE_POOL_SIZE", "0", "upstream_keepalive_pool_size = 0"),
+    ("KONG_UPSTREAM_KEEPALIVE_MAX_REQUESTS", "7", "upstream_keepalive_max_requests = 7"),
+    ("KONG_UPSTREAM_KEEPALIVE_IDLE_TIMEOUT", "5", "upstream_keepalive_idle_timeout = 5"),
     ("KONGREALIP_UPSTREAM", "db:5432,[::1]:80,unix:/s", "upstreams = db:5432, [::1]:80, unix:/s"),
     ("KONGREALIP_SEND_PROXY", "v2", "send_proxy = v2"),
     ("KONGREALIP_ALLOW", "10.0.0.0/8,unix:", "allow = 10.0.0.0/8, unix:"),

@@ -85,3 +85,41 @@ async def test_the_host_of_an_absolute_target(port: int, target: bytes, host: st
     seen = await ask(port, request + b"\r\n")
     assert seen[3] == host
     assert seen[1].count("host") == 1
+
+
+@pytest.mark.parametrize("upgrade", [b"h2c", b"websocket", b"foo"])
+@pytest.mark.parametrize("framing", [b"Content-Length: 30", b"Transfer-Encoding: chunked"])
+async def test_the_body_of_a_request_for_an_upgrade_is_not_the_next_request(
+    port: int, upgrade: bytes, framing: bytes
+) -> None:
+    hidden = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = (
+        b"POST / HTTP/1.1\r\nHost: example.test\r\nConnection: Upgrade\r\nUpgrade: "
+        + upgrade
+        + b"\r\n"
+        + framing
+        + b"\r\n\r\n"
+    )
+    for pieces in ([head, hidden], [head + hidden]):
+        reader, writer = await connect(port)
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_a_request_for_an_upgrade_that_is_not_known_is_served(port: int) -> None:
+    """As the first of Java's client is."""
+    head = b"GET / HTTP/1.1\r\nHost: example.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    last = b"\r\nGET / HTTP/1.1\r\nHost: second.test\r\nConnection: close\r\n\r\n"
+    reader, writer = await connect(port)
+    for piece in (head + b"HTTP2-Settings: AAMAAABk\r\nContent-Length: 0\r\n\r\n", last[2:]):
+        writer.write(piece)
+        await asyncio.sleep(0.05)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert answer.count(b"HTTP/1.1 200") == 2
+    assert b'"second.test"' in answer

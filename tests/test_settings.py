@@ -11,6 +11,7 @@ from kongrealip.config.check import serve_warnings, trust_warnings
 from kongrealip.config.kongconf import nginx_time, nginx_word
 from kongrealip.config.listen import HTTP_FLAGS, Keepalive, parse_listen
 from kongrealip.config.names import READ, READ_OF_OURS
+from kongrealip.config.proxy import load_proxy
 from kongrealip.config.relay import load_relay
 from kongrealip.config.settings import DEFAULT_PROXY_LISTEN
 from tests.nginx import starts_with
@@ -305,7 +306,7 @@ def test_every_name_that_is_read_is_listed() -> None:
     environ |= {"KONG_PROXY_LISTEN": "off", "KONG_STREAM_LISTEN": "off", "KONG_STATUS_LISTEN": "off"}
     environ["KONGREALIP_ALLOW"] = "10.0.0.0/8"
     settings, _ = load_relay(environ)
-    assert {*READ, *READ_OF_OURS} <= set(settings.given)
+    assert {*READ, *READ_OF_OURS} <= {*settings.given, *load_proxy(environ)[0].given}
     assert settings.warnings == Settings.load(environ).warnings == ()
 
 

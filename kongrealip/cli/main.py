@@ -1,4 +1,4 @@
-"""``kongrealip``: serve, relay, config, demo, --version.
+"""``kongrealip``: serve, relay, proxy, config, demo, --version.
 
 Exit codes: 0 ended as asked, 2 wrong usage, 3 could not start.
 """
@@ -56,6 +56,15 @@ _workers = click.option(
     help="Processes, under a parent that replaces them; auto is the number of cores. Wins over"
     " KONG_NGINX_WORKER_PROCESSES. Without either this process serves by itself.",
 )
+_uds = click.option(
+    "--uds",
+    metavar="PATH",
+    help="Listen on this Unix socket, with flags behind it as in KONG_PROXY_LISTEN."
+    " Without KONG_PROXY_LISTEN it is the only listener.",
+)
+_access_log = click.option(
+    "--access-log/--no-access-log", default=True, show_default=True, help="A line for each request."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,17 +79,10 @@ def cli() -> None:
 @click.option("--app-dir", default=".", show_default=True, help="Where to look for APP's module.")
 @_conf
 @_env_file
-@click.option(
-    "--uds",
-    metavar="PATH",
-    help="Listen on this Unix socket, with flags behind it as in KONG_PROXY_LISTEN."
-    " Without KONG_PROXY_LISTEN it is the only listener.",
-)
+@_uds
 @_loop
 @_workers
-@click.option(
-    "--access-log/--no-access-log", default=True, show_default=True, help="A line for each request."
-)
+@_access_log
 def serve(app: str | None, factory: bool, **options: Any) -> None:
     """Open every listener of KONG_PROXY_LISTEN and serve APP (module:attribute) on them.
 
@@ -143,17 +145,57 @@ def relay(
 
 
 @cli.command()
+@click.option(
+    "--upstream", multiple=True, metavar="URL", help="http://host:port or unix:/path; several take turns."
+)
+@click.option("--preserve-host", metavar="on|off", help="Pass the client's Host on. [default: off]")
+@click.option("--connect-timeout", metavar="TIME", help="For an upstream to take a connection. [default: 5s]")
+@click.option("--read-timeout", metavar="TIME", help="The longest an upstream may pause. [default: 60s]")
+@_conf
+@_env_file
+@_uds
+@_loop
+@_workers
+@_access_log
+def proxy(
+    upstream: tuple[str, ...],
+    conf: str | None,
+    env_file: str | None,
+    uds: str | None,
+    loop: str,
+    workers: str | None,
+    access_log: bool,
+    **words: str | None,
+) -> None:
+    """Open every listener of KONG_PROXY_LISTEN and pass HTTP on with the headers that Kong would send.
+
+    Each option with a value of its own has a variable, KONGREALIP_UPSTREAM for --upstream, and
+    wins over it.
+    """
+    from kongrealip.cli.proxy import Options, run
+
+    words |= {"upstream": ",".join(upstream) or None}
+    given = {key: word for key, word in words.items() if word is not None}
+    _end_at_signals()
+    try:
+        code = run(Options(given, conf, env_file, uds, loop, access_log, workers), dict(os.environ))
+    except KongRealIPError as error:
+        cannot_start(error)
+    sys.exit(code)
+
+
+@cli.command()
 @_conf
 @_env_file
 def config(conf: str | None, env_file: str | None) -> None:
     """Print the settings in force, one a line, each with where it came from."""
-    from kongrealip.cli.settings import load_relay_settings, show
+    from kongrealip.cli.settings import load_every_setting, show
 
     try:
-        settings, relay = load_relay_settings(conf, env_file, os.environ, only_to_look=True)
+        settings, relay, proxy = load_every_setting(conf, env_file, os.environ)
     except KongRealIPError as error:
         cannot_start(error)
-    show(settings, relay)
+    show(settings, relay, proxy)
     for warning in settings.warnings:
         click.echo(f"kongrealip: {warning}", err=True)
 

@@ -44,26 +44,26 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
 
 
 def _service(options: Options, environ: Mapping[str, str]) -> Service:
-    settings, environ_of_app = _read(options, environ)
+    settings, environ_of_app = read(options, environ)
     listens = (*settings.proxy_listen, *settings.status_listen)
     contexts = tls.contexts(settings, listens)
 
     def prepare(counters: Counters, row: int) -> Callable[..., Server]:
         os.environ.update(environ_of_app)
-        layers = _layers(_application(options), settings, counters, row)
-        return partial(Server, layers, settings, contexts=contexts, loop=options.loop)
+        app = layers(_application(options), settings, counters, row)
+        return partial(Server, app, settings, contexts=contexts, loop=options.loop)
 
     return Service(
         settings,
         listens,
         workers_of(options.workers, settings),
         keys_of(settings),
-        partial(_announce, settings),
+        partial(announce, settings),
         prepare,
     )
 
 
-def _read(options: Options, environ: Mapping[str, str]) -> tuple[Settings, Mapping[str, str]]:
+def read(options: Options, environ: Mapping[str, str]) -> tuple[Settings, Mapping[str, str]]:
     """The settings in force, and the environment that the application is to see."""
     settings, environ = load_settings(options.conf, options.env_file, environ)
     replaced = options.uds is not None and "proxy_listen" not in settings.given
@@ -77,7 +77,7 @@ def _read(options: Options, environ: Mapping[str, str]) -> tuple[Settings, Mappi
     return settings, environ
 
 
-def _announce(settings: Settings) -> None:
+def announce(settings: Settings) -> None:
     for warning in serve_warnings(settings):
         logger.warning(warning)
     for listen in settings.proxy_listen:
@@ -92,7 +92,7 @@ def _announce(settings: Settings) -> None:
     )
 
 
-def _layers(application: Any, settings: Settings, counters: Counters, row: int) -> Any:
+def layers(application: Any, settings: Settings, counters: Counters, row: int) -> Any:
     """The application behind what looks at each request, from the inside out."""
     if settings.proxy_access_log != "off":
         application = logged(application, AccessLog(settings.proxy_access_log, settings.access_log_format))

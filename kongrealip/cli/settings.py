@@ -13,6 +13,7 @@ import click
 
 from kongrealip.config import Settings
 from kongrealip.config.kongconf import parse_environment
+from kongrealip.config.proxy import ProxySettings, load_proxy
 from kongrealip.config.relay import RelaySettings, load_relay
 from kongrealip.errors import SettingsError, StartError
 
@@ -28,6 +29,7 @@ _EMPTY = {
     "upstreams": "none", "allow": "everybody", "alpn": "none", "client_ca": "none",
     "upstream_tls_ca": "those of the system",
 }  # fmt: skip
+_UPSTREAM = "KONGREALIP_UPSTREAM"
 # An Ed25519 key, as base64 of DER.
 _SHORTEST_KEY = 64
 _STANDARD = {"/dev/stdout": "ext://sys.stdout", "/dev/stderr": "ext://sys.stderr"}
@@ -52,14 +54,42 @@ def load_relay_settings(
     env_file: str | None,
     environ: Mapping[str, str],
     options: Mapping[str, str] = {},
-    only_to_look: bool = False,
 ) -> tuple[Settings, RelaySettings]:
     """The same for a relay; the words of the command line win over all of them."""
     from_file = _from_file(env_file)
     content = None if conf is None else _content(conf)
-    settings, relay = load_relay({**from_file, **environ}, content, options, only_to_look)
+    settings, relay = load_relay({**from_file, **environ}, content, options)
     given = _origins(settings.given, from_file, environ, env_file)
     return settings._replace(given=given), relay._replace(given=given)
+
+
+def load_proxy_settings(
+    conf: str | None, env_file: str | None, environ: Mapping[str, str], options: Mapping[str, str] = {}
+) -> tuple[Settings, ProxySettings]:
+    """The same for a proxy."""
+    from_file = _from_file(env_file)
+    content = None if conf is None else _content(conf)
+    settings, proxy = load_proxy({**from_file, **environ}, content, options)
+    given = _origins(settings.given, from_file, environ, env_file)
+    return settings._replace(given=given), proxy._replace(given=given)
+
+
+def load_every_setting(
+    conf: str | None, env_file: str | None, environ: Mapping[str, str]
+) -> tuple[Settings, RelaySettings, ProxySettings]:
+    """All there are, to look at.
+
+    Of relay and proxy the upstreams have one name and two forms, so that the form tells whose they are.
+    """
+    from_file = _from_file(env_file)
+    both = {**from_file, **environ}
+    content = None if conf is None else _content(conf)
+    without = {name: value for name, value in both.items() if name != _UPSTREAM}
+    of_proxy = "://" in both.get(_UPSTREAM, "")
+    settings, relay = load_relay(without if of_proxy else both, content, only_to_look=True)
+    proxy = load_proxy(both if of_proxy else without, content)[1]
+    given = _origins({**settings.given, **proxy.given}, from_file, environ, env_file)
+    return settings._replace(given=given), relay, proxy
 
 
 def _from_file(env_file: str | None) -> Mapping[str, str]:
@@ -116,9 +146,11 @@ def set_up_logging(settings: Settings) -> None:
         raise StartError(f"KONG_PROXY_ERROR_LOG: cannot write to {path!r}: {reason}") from error
 
 
-def show(settings: Settings, relay: RelaySettings) -> None:
+def show(settings: Settings, relay: RelaySettings, proxy: ProxySettings) -> None:
     """Every setting in force, one a line, with where it came from."""
-    for key, value in {**settings._asdict(), **relay._asdict()}.items():
+    values = {**settings._asdict(), **relay._asdict(), **proxy._asdict()}
+    values["upstreams"] = relay.upstreams or proxy.upstreams
+    for key, value in values.items():
         if key not in ("given", "warnings"):
             origin = settings.given.get(key, "default")
             given = key in settings.given

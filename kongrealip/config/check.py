@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kongrealip.config.proxy import ProxySettings
 from kongrealip.config.relay import RelaySettings
 from kongrealip.config.settings import Settings
 from kongrealip.realip.networks import TrustedNetworks
 from kongrealip.realip.resolve import PROXY_PROTOCOL
+
+_THIS_HOST = ("127.0.0.1", "::1", "localhost")
 
 
 def trust_warnings(settings: Settings) -> list[str]:
@@ -36,6 +39,11 @@ def serve_warnings(settings: Settings) -> list[str]:
                 "real_ip_header is proxy_protocol and no listener has that flag, so no address is ever"
                 ' replaced; write for instance KONG_PROXY_LISTEN="0.0.0.0:8000 proxy_protocol"'
             )
+        elif settings.trusted_ips and "forwarded_headers" not in settings.given:
+            warnings.append(
+                "behind a balancer below HTTP X-Forwarded-Proto is the client's own and believed, as in Kong;"
+                " set KONGREALIP_FORWARDED_HEADERS=auto (or trusted, where an HTTP balancer sets it)"
+            )
     elif settings.proxy_listen and all(listen.proxy_protocol for listen in settings.proxy_listen):
         warnings.append(
             f"every listener demands a preamble and real_ip_header is {settings.real_ip_header}, so"
@@ -49,6 +57,17 @@ def serve_warnings(settings: Settings) -> list[str]:
     if settings.stream_listen:
         warnings.append(f"{settings.given['stream_listen']} has no effect here: serve opens proxy_listen")
     return warnings
+
+
+def proxy_warnings(settings: Settings, proxy: ProxySettings) -> list[str]:
+    """What ``kongrealip proxy`` should say at start beside what ``serve`` does, one line each."""
+    own = {listen.port for listen in settings.proxy_listen if not listen.is_unix}
+    name = proxy.given.get("upstreams", "")
+    return [
+        f"{name}: {upstream} may be this proxy itself, which listens on that port"
+        for upstream in proxy.upstreams
+        if upstream.port in own and upstream.host in _THIS_HOST
+    ]
 
 
 def relay_warnings(settings: Settings, relay: RelaySettings) -> list[str]:

@@ -83,6 +83,27 @@ class HTTP1Protocol(HttpToolsProtocol):
         """
         self.headers = []
 
+    def _should_upgrade(self) -> bool:
+        """Whether the request is none for the application over HTTP. Asked only where it asks for an upgrade.
+
+        Of such a request the parser takes no body off, whatever its length says: uvicorn would serve
+        it without one, and read the body as the next request. nginx serves it with its body;
+        here it is refused.
+        """
+        return super()._should_upgrade() or self._announces_body()
+
+    def _announces_body(self) -> bool:
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
+            for name, value in self.scope["headers"]
+        )
+
+    def handle_websocket_upgrade(self) -> None:
+        if self._announces_body():
+            self.send_400_response("A request for an upgrade cannot have a body.")
+        else:
+            super().handle_websocket_upgrade()
+
     def on_url(self, url: bytes) -> None:
         """Do as uvicorn does, and take care of an absolute target."""
         if not self.url and url[:1] not in _NOT_ABSOLUTE:

@@ -1,0 +1,1 @@
+"""The sidecar over real sockets: what an upstream is sent, and what a client gets."""
