@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 COUNT ?= 2000
 SEED ?= 1
 
-.PHONY: demo test differential lint benchmark faults clean
+.PHONY: demo lab test differential lint benchmark faults clean
 
 demo: $(VENV)/demo
 	@$(BIN)/kongrealip demo
+
+# The topologies of docker-compose.yml, with the balancers' packages in the place of containers.
+lab: $(VENV)/test
+	@$(BIN)/python -m examples.lab
 
 test: $(VENV)/test
 	$(BIN)/coverage erase
