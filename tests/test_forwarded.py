@@ -163,6 +163,11 @@ def test_port_maps_stand_for_the_listener() -> None:
         ({b"host": b"evil.example\\@x y"}, None),
         ({b"host": b"a.example, b.example"}, None),
         ({b"host": b""}, None),
+        ({b"host": b"shop.example:99999"}, None),
+        ({b"host": b"shop.example:0"}, None),
+        ({b"host": b"[:::]"}, None),
+        ({b"host": b"[1.2.3.4]"}, None),
+        ({b"host": b"shop.example", b"port": b"443", b"proto": b"wss"}, b"shop.example"),
         ({b"port": b"8443"}, None),
     ],
 )  # fmt: skip
@@ -350,7 +355,7 @@ async def test_the_view_is_made_once() -> None:
     [
         ({"KONGREALIP_FORWARDED_HEADERS": "yes"}, "KONGREALIP_FORWARDED_HEADERS: 'yes': write one of trusted, off, auto"),
         ({"KONGREALIP_REPLACE_HOST": "1"}, "KONGREALIP_REPLACE_HOST: '1': write one of on, off"),
-        ({"KONG_LUA_MAX_REQ_HEADERS": "0"}, "KONG_LUA_MAX_REQ_HEADERS: '0': write a number from 1 to 1000"),
+        ({"KONG_LUA_MAX_REQ_HEADERS": "0"}, "KONG_LUA_MAX_REQ_HEADERS: '0': write a whole number from 1 to 1000"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(environ: dict[str, str], problem: str) -> None:
@@ -372,3 +377,50 @@ def test_a_long_name_in_connection_costs_no_more_than_its_length() -> None:
     """Each of its dashes could be an underscore: 2 to the power of thousands spellings."""
     connection = (b"connection", b"-a" * 2000)
     assert view(BALANCER, connection, (b"x-forwarded-proto", b"https")).scheme == "https"
+
+
+@pytest.mark.parametrize("form", [b"%bx", b"0x%bg", b"0b%b", b"1e%b"])
+def test_a_long_number_is_read_in_one_go(form: bytes) -> None:
+    """Were the time quadratic, this would take half an hour, and a head of 32 KB a quarter of a minute."""
+    number = form % (b"1" * 400_000)
+    assert view(BALANCER, (b"x-forwarded-port", number), (b"x-forwarded-host", b"a:" + number)).port == 8000
+
+
+async def test_two_middlewares_that_read_the_same_variables() -> None:
+    lines = (
+        (b"x-forwarded-host", b"shop.example"),
+        (b"x-forwarded-prefix", b"/api"),
+        (b"x-forwarded-proto", b"https"),
+    )
+    asked: dict[str, Any] = {**TRUST, "replace_host": True, "replace_root_path": True}
+    for server in (
+        {},
+        {"state": {CONNECTION_KEY: Connection(BALANCER, ("10.0.0.9", 8000), None, tls=False)}},
+    ):
+        app = App()
+        scope = {
+            "type": "http", "scheme": "http", "client": tuple(BALANCER), "server": ("10.0.0.9", 8000), "root_path": "",
+            "path": "/x", "raw_path": b"/x", "headers": [(b"host", b"internal"), *lines], **server,
+        }  # fmt: skip
+        await run(RealIPMiddleware(RealIPMiddleware(app, **asked), **asked), scope)
+        seen = app.scope
+        assert (seen["path"], seen["root_path"], seen["scheme"]) == ("/api/x", "/api", "https")
+        request = resolution_of(seen).forwarded.request
+        assert (request.path, request.host, request.scheme) == (b"/x", b"internal", "http")
+
+
+async def test_the_inner_of_two_decides_about_the_scheme_anew() -> None:
+    line = (b"x-forwarded-proto", b"https")
+    app = App()
+    inner = RealIPMiddleware(app, **TRUST, forwarded_headers="off")
+    scope = {"type": "http", "scheme": "http", "client": tuple(BALANCER), "headers": [line], "path": "/"}
+    await run(RealIPMiddleware(inner, **TRUST), scope)
+    assert app.scope["scheme"] == "http"
+    assert resolution_of(app.scope).forwarded.scheme == "http"
+
+
+async def test_what_kong_sends_upstream_goes_by_the_connections_own_scheme() -> None:
+    """A spelling that its getters find and its runloop does not."""
+    scope = await scope_of(tuple(BALANCER), (b"x-forwarded_proto", b"https"))
+    assert scope["scheme"] == "https"
+    assert resolution_of(scope).upstream_headers["X-Forwarded-Proto"] == "http"

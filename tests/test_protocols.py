@@ -123,3 +123,37 @@ async def test_a_request_for_an_upgrade_that_is_not_known_is_served(port: int) -
     writer.close()
     assert answer.count(b"HTTP/1.1 200") == 2
     assert b'"second.test"' in answer
+
+
+async def test_a_head_behind_a_body_has_the_same_limit(port: int) -> None:
+    """In one read with the end of a body: such reads are long."""
+    lines = b"X: y\r\n" * 30_000
+    first = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n"
+    assert await ask(port, first, b"x" + HEAD + lines + b"\r\n") is None
+
+
+@pytest.mark.parametrize("lines", [b"X: y\r\n" * 300, b"X: " + b"y" * 9000 + b"\r\n"])
+async def test_a_websocket_that_the_library_does_not_take_gets_an_answer(port: int, lines: bytes) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    reader, writer = await connect(port)
+    writer.write(
+        head + lines + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("bad", [b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 8000, b"nonsense\r\n\r\n"])
+async def test_a_refusal_is_not_written_into_the_answer_before_it(port: int, bad: bytes) -> None:
+    """The request in front is still being answered: its client gets that answer and the end."""
+    slow = b"POST / HTTP/1.1\r\nHost: example.test\r\nContent-Length: 2\r\n\r\nhi"
+    reader, writer = await connect(port)
+    try:
+        writer.write(slow + bad)
+        answer = await asyncio.wait_for(reader.read(), 10)
+    except ConnectionResetError:
+        answer = b""
+    writer.close()
+    assert answer.count(b"HTTP/1.1 ") <= 1
+    assert b" 400 " not in answer

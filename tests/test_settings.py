@@ -323,3 +323,8 @@ def test_trusted_entries_as_the_real_nginx_reads_them(entry: str) -> None:
     else:
         accepted = True
     assert accepted == starts_with(f"listen 127.0.0.1:1; set_real_ip_from {entry};")
+
+
+@pytest.mark.parametrize(("text", "lines"), [("0x64", 100), ("1e2", 100), ("1000", 1000), ("", 100)])
+def test_a_number_is_read_as_kong_reads_it(text: str, lines: int) -> None:
+    assert Settings.load({"KONG_LUA_MAX_REQ_HEADERS": text}).lua_max_req_headers == lines

@@ -65,6 +65,7 @@ def test_what_the_specification_has() -> None:
         (0x07, 0, True),
         (0x03, 10, False),  # one that has expired
         (0x00, 0, False),
+        (0x02, 0, False),  # without TLS there is none
         (0x08, 0, False),  # a bit that is not known
     ],
 )

@@ -16,7 +16,7 @@ from kongrealip.config.source import OURS, Source
 from kongrealip.preamble import DEFAULT_LIMIT
 from kongrealip.realip.belief import AUTO, OFF, TRUSTED, ForwardedRules
 from kongrealip.realip.networks import KongTrust, TrustedNetworks
-from kongrealip.realip.numbers import port_number
+from kongrealip.realip.numbers import number, port_number
 from kongrealip.realip.received import MOST_LINES
 from kongrealip.realip.resolve import Rules
 
@@ -161,8 +161,7 @@ def read(source: Source) -> Settings:
         proxy_listen=source.listens("proxy_listen", DEFAULT_PROXY_LISTEN, HTTP_FLAGS),
         stream_listen=source.listens("stream_listen", "off", STREAM_FLAGS),
         port_maps=_port_maps(source),
-        lua_max_req_headers=source.number("lua_max_req_headers", 1, _MOST_LINES_OF_KONG, "a number")
-        or MOST_LINES,
+        lua_max_req_headers=_lua_max_req_headers(source),
         ssl_cert=source.pem_list("ssl_cert"),
         ssl_cert_key=source.pem_list("ssl_cert_key"),
         ssl_protocols=_ssl_protocols(source),
@@ -218,6 +217,19 @@ def _port_maps(source: Source) -> tuple[PortMap, ...]:
         else:
             maps.append(PortMap(host_port, kong_port, kong_text))
     return tuple(maps)
+
+
+def _lua_max_req_headers(source: Source) -> int:
+    """Number text, as Kong reads it: ``0x64`` and ``1e2`` are 100."""
+    text = source.text("lua_max_req_headers")
+    if not text:
+        return MOST_LINES
+    value = number(text)
+    if value is not None and 1 <= value <= _MOST_LINES_OF_KONG and value == int(value):
+        return int(value)
+    hint = f"write a whole number from 1 to {_MOST_LINES_OF_KONG}"
+    source.problem("lua_max_req_headers", f"{text!r}: {hint}")
+    return MOST_LINES
 
 
 def _check_pairs(source: Source, settings: Settings) -> None:

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from kongrealip.address import Address
 from kongrealip.config import Settings
-from kongrealip.middleware.scope import on_unix_socket, port_number, replace_in, resolution_of, with_scope
+from kongrealip.middleware.scope import (
+    on_unix_socket,
+    port_number,
+    replace_in,
+    resolution_of,
+    tell_scheme,
+    with_scope,
+)
 from kongrealip.preamble import Preamble
 from kongrealip.realip import (
     CONNECTION_KEY,
     EXTENSION_KEY,
+    OWN_SCHEME_KEY,
+    RECEIVED_KEY,
     TELL_KEY,
     Connection,
     ForwardedRules,
@@ -249,9 +258,15 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
         if replaces:
             # Made now, for it is to show what was received.
             seen = scope["extensions"][EXTENSION_KEY] = with_scope(peer.resolution, forwarded, scope)
-            replace_in(scope, seen.forwarded, settings)
+            if RECEIVED_KEY not in scope["extensions"]:
+                # Not by the inner of two: the prefix would be there twice.
+                scope["extensions"][RECEIVED_KEY] = seen.forwarded.request
+                replace_in(scope, seen.forwarded, settings)
         if peer.scheme is not None:
-            scope["scheme"] = peer.scheme[scope["type"] == "websocket"]
+            tell_scheme(scope, peer.scheme[scope["type"] == "websocket"])
+        elif OWN_SCHEME_KEY in scope["extensions"]:
+            # An outer one of us believed somebody whom this one does not.
+            scope["scheme"] = scope["extensions"][OWN_SCHEME_KEY]
 
     def answer(peer: _KnownPeer, scope: Scope) -> None:
         """A peer that is known, and a scope as servers make it."""
@@ -263,7 +278,7 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
         scope["extensions"] = {EXTENSION_KEY: peer.resolution}
         scope["client"] = peer.client
         if peer.scheme is not None:
-            scope["scheme"] = peer.scheme[scope["type"] == "websocket"]
+            tell_scheme(scope, peer.scheme[scope["type"] == "websocket"])
 
     async def real_ip(scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -11,6 +11,8 @@ from kongrealip.errors import ResolutionMissingError
 from kongrealip.realip import (
     CONNECTION_KEY,
     EXTENSION_KEY,
+    OWN_SCHEME_KEY,
+    RECEIVED_KEY,
     Connection,
     Forwarded,
     ForwardedRules,
@@ -55,10 +57,14 @@ def with_scope(
 
 
 def _request_of(scope: Mapping[str, Any] | HTTPConnection) -> Request:
+    extensions = scope.get("extensions") or {}
+    received: Request | None = extensions.get(RECEIVED_KEY)
+    if received is not None:
+        return received
     state = scope.get("state")
     connection: Connection | None = state.get(CONNECTION_KEY) if state else None
     if connection is None:
-        tls = scope.get("scheme") in _OVER_TLS
+        tls = extensions.get(OWN_SCHEME_KEY, scope.get("scheme")) in _OVER_TLS
         port = None if on_unix_socket(scope) else port_number(scope["server"][1])
     else:
         # Whatever the scheme has become since.
@@ -81,6 +87,14 @@ def on_unix_socket(scope: Mapping[str, Any] | HTTPConnection) -> bool:
 def port_number(port: object) -> int | None:
     """A port, which granian has as text."""
     return port if isinstance(port, int) else bounded_decimal(str(port), _HIGHEST_PORT)
+
+
+def tell_scheme(scope: Scope, scheme: str) -> None:
+    """Put a scheme into the scope, which has extensions by now, and keep the connection's own there."""
+    own = scope.get("scheme")
+    if own != scheme:
+        scope["extensions"].setdefault(OWN_SCHEME_KEY, own)
+        scope["scheme"] = scheme
 
 
 def replace_in(scope: Scope, forwarded: Forwarded, settings: Settings) -> None:

@@ -50,11 +50,12 @@ class SSL(NamedTuple):
 
     @property
     def client_verified(self) -> bool:
-        """Whether the client showed a certificate *and* it was verified.
+        """Whether the client came over TLS, showed a certificate *and* it was verified.
 
-        Not the second alone: ``verify`` is 0 as well where nobody asked for a certificate.
+        Not the last alone: ``verify`` is 0 as well where nobody asked for a certificate.
         """
-        return self.verify == 0 and bool(self.client & (_SHOWN_NOW | _SHOWN_IN_SESSION))
+        was_shown = bool(self.client & (_SHOWN_NOW | _SHOWN_IN_SESSION))
+        return self.over_tls and was_shown and self.verify == 0
 
 
 class TLVs(dict[int, bytes]):

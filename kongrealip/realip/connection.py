@@ -13,6 +13,10 @@ CONNECTION_KEY = "kongrealip.connection"
 EXTENSION_KEY = "kongrealip"
 #: Where one that stands further out leaves a function there that wants to be told of the Resolution.
 TELL_KEY = "kongrealip.tell"
+#: Where the request lies as it was received, when host or prefix have been put into the scope, and the
+#: scheme, when another one has.
+RECEIVED_KEY = "kongrealip.received"
+OWN_SCHEME_KEY = "kongrealip.own_scheme"
 
 
 class Connection:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 
+from kongrealip.address import parse_hop
 from kongrealip.realip.belief import ForwardedRules, Request, Said, authority, read_port
 from kongrealip.realip.paths import normalised
 from kongrealip.realip.received import FOR, HOST, PATH, PORT, PREFIX, REAL_IP, received_for
 from kongrealip.realip.resolve import Resolution
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 # A name or an address, and a port: nothing that could begin a path or end a header.
 _HOST_HEADER = rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 _PLAIN_PATH = rb"(?:/[A-Za-z0-9._~-]+)+"
@@ -69,7 +70,9 @@ class Forwarded:
         told = self._listen().told
         host = authority(told.get(HOST, b""))
         match = re.fullmatch(_HOST_HEADER, host)
-        if match is None:
+        if match is None or (match[1] and read_port(match[1][1:]) is None):
+            return None
+        if host[:1] == b"[" and not _is_ipv6(host[1 : host.index(b"]")]):
             return None
         port = read_port(told.get(PORT))
         if match[1] or not isinstance(port, int) or port == _DEFAULT_PORTS.get(self.scheme):
@@ -121,6 +124,10 @@ class Forwarded:
         if self._said is None:
             self._said = self._rules.said_of(self._resolution, self.request)
         return self._said
+
+
+def _is_ipv6(text: bytes) -> bool:
+    return b":" in text and parse_hop(text.decode("latin-1")) is not None
 
 
 class RequestResolution(Resolution):

@@ -11,9 +11,9 @@ BLANKS = " \t\n\v\f\r"
 # Text, compiled when it is first used: an import of the middleware should be cheap.
 _NUMBER = (
     r"(?P<sign>[+-]?)(?:"
-    r"(?P<hex>0[xX](?:[0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)(?:[pP][+-]?[0-9]+)?)"
+    r"(?P<hex>0[xX](?:[0-9a-fA-F]+(?:\.[0-9a-fA-F]*)?|\.[0-9a-fA-F]+)(?:[pP][+-]?[0-9]+)?)"
     r"|0[bB](?P<bin>[01]+)"
-    r"|(?P<dec>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
+    r"|(?P<dec>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<word>[iI][nN][fF](?:[iI][nN][iI][tT][yY])?|[nN][aA][nN]))"
 )
 

@@ -33,7 +33,8 @@ class Resolution(NamedTuple):
 
     ``client`` is the decided address (nginx ``$remote_addr``), ``peer`` the other end of the
     connection (``$realip_remote_addr``). ``source`` says where the client came from: ``peer``,
-    ``proxy_protocol``, or the header's name as it was configured.
+    ``proxy_protocol``, or the header's name as it was configured. ``preamble`` is what came, from
+    whomever: nothing of it is to be believed unless ``peer_trusted``.
     """
 
     client: Address

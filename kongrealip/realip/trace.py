@@ -1,7 +1,7 @@
 """Why this client? Each address on the way, and why the walk went on or stopped.
 
-There is no second algorithm in here: the walk of :mod:`kongrealip.realip.resolve` is asked again, for a
-line's last entry, for its last two, and so on, and what it answers is written down.
+There is no second algorithm in here: the walk of :mod:`kongrealip.realip.resolve` is asked again, for one
+entry of a line after the other, and what it answers is written down.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _of_line(rules: Rules, number: int, line: bytes, goes_on: bool) -> tuple[lis
         hop = parse_hop(text)
         fate = NOT_READ
         if goes_on:
-            reached, is_whole = rules.walk_line(", ".join(entries[-count:]).encode("latin-1"))
+            reached, is_whole = rules.walk_line(text.encode("latin-1"))
             fate = PASSED if is_whole else NO_ADDRESS
             goes_on = (
                 is_whole and rules.recursive and reached is not None and rules.networks.covers(reached[1])

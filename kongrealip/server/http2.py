@@ -96,8 +96,9 @@ class HTTP2Protocol(ZttpH2Protocol):
             self._close_connection()
 
     def handle_request(self, event: zttp.Request) -> None:
-        if event.protocol or not event.target.isascii():
-            # uvicorn would fail at the latter, and take the connection's other streams along.
+        if event.protocol or not event.target.isascii() or event.target[:1] not in (b"/", b"*"):
+            # uvicorn would fail at what is not ASCII, and take the connection's other streams along; and
+            # give a whole URL to the application for a path.
             self.conn.stream(event.stream_id).reset(zttp.H2ErrorCode.PROTOCOL_ERROR)
             return
         super().handle_request(event)

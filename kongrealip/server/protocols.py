@@ -15,7 +15,9 @@ from kongrealip.realip import Connection
 # As much as nginx takes with its large_client_header_buffers of 4 8k. uvicorn has no limit, and
 # what a head costs in time and memory would be up to whoever sends it.
 _LONGEST_HEAD = 32768
-_PIECE = 4096
+_PIECE, _BODY_PIECE = 4096, _LONGEST_HEAD
+# What websockets takes of lines and bytes in one. To what is more uvicorn gives no answer at all.
+_MOST_LINES_OF_WEBSOCKET, _LONGEST_LINE_OF_WEBSOCKET = 128, 8190
 # A path begins, or nothing has come yet.
 _NOT_ABSOLUTE = (b"/", b"")
 # Called for each read, and super() would cost a third of what the count costs.
@@ -30,6 +32,7 @@ class HTTP1Protocol(HttpToolsProtocol):
     _head_since: float | None = None
     _head_bytes = 0
     _has_body = False
+    _is_over = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Do as uvicorn does, but for asking the transport, which costs five system calls."""
@@ -44,12 +47,16 @@ class HTTP1Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Do as uvicorn does, up to the end of a head that is too long."""
-        while len(data) > _PIECE and not self._is_in_body():
-            # In pieces, so that the end comes before such a head has been read.
-            HTTP1Protocol.data_received(self, data[:_PIECE])
-            data = data[_PIECE:]
+        start = 0
+        while len(data) - start > (size := _BODY_PIECE if self._is_in_body() else _PIECE):
+            # In pieces, so that the end comes before such a head has been read, behind a body as well.
+            HTTP1Protocol.data_received(self, data[start : start + size])
+            start += size
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
+        if self._is_over:
+            return
+        data = data[start:]
         scope = self.scope
         self._has_body = False
         _receive(self, data)
@@ -61,15 +68,23 @@ class HTTP1Protocol(HttpToolsProtocol):
         count = 0 if self._has_body else len(data) + (self._head_bytes if self.scope is scope else 0)
         self._head_bytes = count
         if count > _LONGEST_HEAD and not self.transport.is_closing():
-            self._refuse_length()
-
-    def _refuse_length(self) -> None:
-        cycle = self.cycle
-        if cycle is None or cycle.scope is not self.scope:
             self.send_400_response("Request header too large.")
-        else:
-            # An answer may have begun.
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is being read, without writing into the answer to another request."""
+        cycle = self.cycle
+        if (
+            cycle is None
+            or cycle.response_complete
+            or (cycle.scope is self.scope and not cycle.response_started)
+        ):
+            super().send_400_response(msg)
+        elif cycle.scope is self.scope:
             self.transport.close()
+        else:
+            # Those before it are answered, and nothing else.
+            self._is_over = True
+            cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._has_body = True
@@ -99,8 +114,13 @@ class HTTP1Protocol(HttpToolsProtocol):
         )
 
     def handle_websocket_upgrade(self) -> None:
+        lines = list(self.scope["headers"])
         if self._announces_body():
             self.send_400_response("A request for an upgrade cannot have a body.")
+        elif len(lines) > _MOST_LINES_OF_WEBSOCKET or any(
+            len(name) + len(value) + 2 > _LONGEST_LINE_OF_WEBSOCKET for name, value in lines
+        ):
+            self.send_400_response("Request header too large.")
         else:
             super().handle_websocket_upgrade()
 

@@ -49,6 +49,7 @@ def test_preamble_without_ports_and_destination_is_accepted(
         "destination_ip": "0.0.0.0",
         "destination_port": 0,
         "tlvs": {},
+        "said": {},
     }
 
 

@@ -59,6 +59,7 @@ def test_client_comes_from_the_preamble(
             "destination_ip": LOOPBACK,
             "destination_port": port,
             "tlvs": {},
+            "said": {},
         }
 
 
@@ -231,6 +232,7 @@ def test_http_health_check_is_local_and_keeps_the_upstream_up(
         "destination_ip": None,
         "destination_port": None,
         "tlvs": {},
+        "said": {},
     }
 
 

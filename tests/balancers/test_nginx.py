@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.balancers.conftest import SERVER_NAME, Certificates
 from tests.balancers.programs import haproxy, nginx
-from tests.running import CLIENT_IP, LOOPBACK, Program, client, fetch, free_port
+from tests.running import CLIENT_IP, LOOPBACK, Program, client, connect, fetch, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from kongrealip.pytest_plugin import StartServer
 
 FORGED_IP = "203.0.113.66"
 
@@ -118,3 +120,45 @@ def test_port_in_the_header_is_the_clients(forwarded_server: Program, tmp_path: 
     config = http(port, forwarded_server, "X-Forwarded-For", "$remote_addr:$remote_port")
     with nginx(tmp_path, config, port), client(port) as asking:
         assert (asking.get()["client_ip"], asking.get()["client_port"]) == (CLIENT_IP, asking.port)
+
+
+def test_a_body_behind_an_upgrade_is_no_request(kongrealip_server: StartServer, tmp_path: Path) -> None:
+    """nginx as it is set up for WebSocket passes any upgrade on: what it takes for a body must not be
+    a request that it has never seen, with a client of its sender's choice."""
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            seen.append(scope["path"])
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body"})
+
+    server = kongrealip_server(app, KONG_TRUSTED_IPS=LOOPBACK, KONG_REAL_IP_HEADER="X-Real-IP")
+    port = free_port()
+    config = f"""
+http {{
+    access_log off;
+    server {{
+        listen {LOOPBACK}:{port};
+        location / {{
+            proxy_pass http://{LOOPBACK}:{server.port};
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection upgrade;
+            proxy_set_header X-Real-IP $remote_addr;
+        }}
+        location /hidden {{ return 403; }}
+    }}
+}}
+"""
+    body = b"GET /hidden HTTP/1.1\r\nHost: x\r\nX-Real-IP: 6.6.6.6\r\n\r\n"
+    with nginx(tmp_path, config, port):
+        for padding in range(3700, 4000, 2):
+            head = (
+                b"POST /front HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: foo\r\n"
+                b"A: %b\r\nContent-Length: %d\r\n\r\n" % (b"a" * padding, len(body))
+            )
+            with connect(port, CLIENT_IP) as sock:
+                sock.sendall(head + body)
+                assert sock.recv(12).startswith(b"HTTP/1.1 400")
+    assert seen == []
