@@ -1,4 +1,4 @@
-"""``kongrealip``: serve, relay, proxy, config, demo, --version.
+"""``kongrealip``: serve, relay, proxy, config, explain, decode, demo, --version.
 
 Exit codes: 0 ended as asked, 2 wrong usage, 3 could not start.
 """
@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 import click
 
 from kongrealip import __version__
-from kongrealip.errors import KongRealIPError, SettingsError
-
-CANNOT_START = 3
+from kongrealip.cli import options
+from kongrealip.cli.decode import decode
+from kongrealip.cli.explain import explain
+from kongrealip.errors import KongRealIPError
 
 
 def _version_line() -> str:
@@ -28,16 +29,6 @@ def _version_line() -> str:
         except PackageNotFoundError:
             parts.append(f"{name} not installed")
     return ", ".join(parts)
-
-
-_conf = click.option(
-    "--conf", type=click.Path(exists=True, dir_okay=False), help="A kong.conf. The environment wins over it."
-)
-_env_file = click.option(
-    "--env-file",
-    type=click.Path(exists=True, dir_okay=False),
-    help="NAME=value lines. The environment wins over them, and they win over kong.conf.",
-)
 
 
 def _check_workers(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -73,17 +64,21 @@ def cli() -> None:
     """The client's real address, decided exactly as Kong decides it."""
 
 
+cli.add_command(explain)
+cli.add_command(decode)
+
+
 @cli.command()
 @click.argument("app", required=False)
 @click.option("--factory", is_flag=True, help="APP is a callable that returns the application.")
 @click.option("--app-dir", default=".", show_default=True, help="Where to look for APP's module.")
-@_conf
-@_env_file
+@options.conf
+@options.env_file
 @_uds
 @_loop
 @_workers
 @_access_log
-def serve(app: str | None, factory: bool, **options: Any) -> None:
+def serve(app: str | None, factory: bool, **others: Any) -> None:
     """Open every listener of KONG_PROXY_LISTEN and serve APP (module:attribute) on them.
 
     Without APP the built-in application answers with what the server sees.
@@ -96,9 +91,9 @@ def serve(app: str | None, factory: bool, **options: Any) -> None:
         raise click.UsageError(f"APP must be module:attribute, as in main:app, and is {app!r}.")
     _end_at_signals()
     try:
-        code = run(Options(app, factory, **options), dict(os.environ))
+        code = run(Options(app, factory, **others), dict(os.environ))
     except KongRealIPError as error:
-        cannot_start(error)
+        options.cannot_start(error)
     sys.exit(code)
 
 
@@ -114,8 +109,8 @@ def serve(app: str | None, factory: bool, **options: Any) -> None:
 @click.option("--connect-timeout", metavar="TIME", help="For an upstream to take a connection. [default: 5s]")
 @click.option("--idle-timeout", metavar="TIME", help="Closed when nothing moves so long. [default: 10m]")
 @click.option("--drain-timeout", metavar="TIME", help="At the end connections go on so long. [default: 20s]")
-@_conf
-@_env_file
+@options.conf
+@options.env_file
 @_loop
 @_workers
 def relay(
@@ -140,7 +135,7 @@ def relay(
     try:
         code = run(Options(given, conf, env_file, loop, workers), dict(os.environ))
     except KongRealIPError as error:
-        cannot_start(error)
+        options.cannot_start(error)
     sys.exit(code)
 
 
@@ -151,8 +146,8 @@ def relay(
 @click.option("--preserve-host", metavar="on|off", help="Pass the client's Host on. [default: off]")
 @click.option("--connect-timeout", metavar="TIME", help="For an upstream to take a connection. [default: 5s]")
 @click.option("--read-timeout", metavar="TIME", help="The longest an upstream may pause. [default: 60s]")
-@_conf
-@_env_file
+@options.conf
+@options.env_file
 @_uds
 @_loop
 @_workers
@@ -180,13 +175,13 @@ def proxy(
     try:
         code = run(Options(given, conf, env_file, uds, loop, access_log, workers), dict(os.environ))
     except KongRealIPError as error:
-        cannot_start(error)
+        options.cannot_start(error)
     sys.exit(code)
 
 
 @cli.command()
-@_conf
-@_env_file
+@options.conf
+@options.env_file
 def config(conf: str | None, env_file: str | None) -> None:
     """Print the settings in force, one a line, each with where it came from."""
     from kongrealip.cli.settings import load_every_setting, show
@@ -194,7 +189,7 @@ def config(conf: str | None, env_file: str | None) -> None:
     try:
         settings, relay, proxy = load_every_setting(conf, env_file, os.environ)
     except KongRealIPError as error:
-        cannot_start(error)
+        options.cannot_start(error)
     show(settings, relay, proxy)
     for warning in settings.warnings:
         click.echo(f"kongrealip: {warning}", err=True)
@@ -208,14 +203,6 @@ def demo(stay: bool) -> None:
 
     _end_at_signals()
     sys.exit(play(stay))
-
-
-def cannot_start(error: KongRealIPError) -> NoReturn:
-    """Say why, one line for each problem, and end with the exit code for it."""
-    lines = error.problems if isinstance(error, SettingsError) else (str(error),)
-    for line in lines:
-        click.echo(f"kongrealip: {line}", err=True)
-    sys.exit(CANNOT_START)
 
 
 def _end_at_signals() -> None:
