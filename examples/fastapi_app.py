@@ -1,7 +1,8 @@
 """FastAPI behind a Network Load Balancer that sends the PROXY protocol.
 
     KONG_TRUSTED_IPS=10.0.0.0/8 KONG_REAL_IP_HEADER=proxy_protocol \\
-        KONG_PROXY_LISTEN="0.0.0.0:8000 proxy_protocol" kongrealip serve examples.fastapi_app:app
+        KONG_PROXY_LISTEN="0.0.0.0:8000 proxy_protocol" KONGREALIP_FORWARDED_HEADERS=auto \\
+        kongrealip serve examples.fastapi_app:app
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""``kongrealip``: serve, relay, proxy, config, explain, decode, demo, --version.
+"""``kongrealip``: serve, relay, proxy, config, check, explain, decode, demo, --version.
 
-Exit codes: 0 ended as asked, 2 wrong usage, 3 could not start.
+Exit codes: 0 ended as asked, 1 check has findings, 2 wrong usage, 3 could not start.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import click
 
 from kongrealip import __version__
 from kongrealip.cli import options
+from kongrealip.cli.check import check
 from kongrealip.cli.decode import decode
 from kongrealip.cli.explain import explain
 from kongrealip.errors import KongRealIPError
@@ -66,6 +67,7 @@ def cli() -> None:
 
 cli.add_command(explain)
 cli.add_command(decode)
+cli.add_command(check)
 
 
 @cli.command()
