@@ -224,7 +224,6 @@ _ODD_METHOD = (
     "pp1_malformed-2e0b26abefa6",
     "pp1_unknown-bdb0e28eb6c7",
 )
-_PIPELINED_GARBAGE = ("keepalive-f2b2b93fcdf5",)
 _HTTP_TO_A_TLS_PORT = (
     "tls-002b60d42815",
     "tls-18dff8566f6e",
@@ -253,13 +252,6 @@ HTTP_DIFFERENCES = {
     ),
     **dict.fromkeys(
         _ODD_METHOD, Difference("status", "nginx takes any word for a method, uvicorn only those it knows")
-    ),
-    **dict.fromkeys(
-        _PIPELINED_GARBAGE,
-        Difference(
-            "status",
-            "garbage behind a pipelined request: nginx answers the request first, uvicorn the garbage",
-        ),
     ),
     **dict.fromkeys(
         _HTTP_TO_A_TLS_PORT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -146,14 +147,19 @@ async def test_a_websocket_that_the_library_does_not_take_gets_an_answer(port: i
 
 @pytest.mark.parametrize("bad", [b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 8000, b"nonsense\r\n\r\n"])
 async def test_a_refusal_is_not_written_into_the_answer_before_it(port: int, bad: bytes) -> None:
-    """The request in front is still being answered: its client gets that answer and the end."""
+    """The request in front is still being answered: its client gets that answer first, as from nginx."""
     slow = b"POST / HTTP/1.1\r\nHost: example.test\r\nContent-Length: 2\r\n\r\nhi"
     reader, writer = await connect(port)
-    try:
+    answer = b""
+    # Closed with bytes of the head unread, which can overtake what was answered.
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
         writer.write(slow + bad)
-        answer = await asyncio.wait_for(reader.read(), 10)
-    except ConnectionResetError:
-        answer = b""
+        while chunk := await asyncio.wait_for(reader.read(65536), 10):
+            answer += chunk
     writer.close()
-    assert answer.count(b"HTTP/1.1 ") <= 1
-    assert b" 400 " not in answer
+    if bad.startswith(b"nonsense"):
+        assert [line for line in answer.split(b"\r\n") if line.startswith(b"HTTP/")] == [
+            b"HTTP/1.1 200 OK",
+            b"HTTP/1.1 400 Bad Request",
+        ]
+    assert not answer.startswith(b"HTTP/1.1 400")

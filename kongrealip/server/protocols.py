@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -73,18 +74,20 @@ class HTTP1Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is being read, without writing into the answer to another request."""
         cycle = self.cycle
-        if (
-            cycle is None
-            or cycle.response_complete
-            or (cycle.scope is self.scope and not cycle.response_started)
-        ):
+        if cycle is None or cycle.response_complete:
             super().send_400_response(msg)
-        elif cycle.scope is self.scope:
+        elif cycle.scope is not self.scope or not cycle.more_body:
+            # What is refused follows a whole request, which is answered first, as by nginx.
+            self._is_over = True
+            cycle.on_response = partial(self._refuse_at_last, msg)
+        elif cycle.response_started:
             self.transport.close()
         else:
-            # Those before it are answered, and nothing else.
-            self._is_over = True
-            cycle.keep_alive = False
+            super().send_400_response(msg)
+
+    def _refuse_at_last(self, msg: str) -> None:
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
 
     def on_body(self, body: bytes) -> None:
         self._has_body = True

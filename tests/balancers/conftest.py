@@ -21,7 +21,11 @@ from tests.running import LOOPBACK, TRUST_THE_BALANCER, Program, free_port, serv
 
 SERVER_NAME = "service.test"
 CLIENT_NAME = "a client of the tests"
-FROM_THE_PREAMBLE = {"KONG_REAL_IP_HEADER": "proxy_protocol", **TRUST_THE_BALANCER}
+FROM_THE_PREAMBLE = {
+    "KONG_REAL_IP_HEADER": "proxy_protocol",
+    "KONGREALIP_FORWARDED_HEADERS": "auto",
+    **TRUST_THE_BALANCER,
+}
 
 
 class Certificates(NamedTuple):
