@@ -158,8 +158,6 @@ async def test_a_refusal_is_not_written_into_the_answer_before_it(port: int, bad
             answer += chunk
     writer.close()
     if bad.startswith(b"nonsense"):
-        assert [line for line in answer.split(b"\r\n") if line.startswith(b"HTTP/")] == [
-            b"HTTP/1.1 200 OK",
-            b"HTTP/1.1 400 Bad Request",
-        ]
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.count(b"HTTP/1.1 400 Bad Request\r\n") == 1
     assert not answer.startswith(b"HTTP/1.1 400")

@@ -50,7 +50,7 @@ def _service(options: Options, environ: Mapping[str, str]) -> Service:
 
     def prepare(counters: Counters, row: int) -> Callable[..., Server]:
         os.environ.update(environ_of_app)
-        app = layers(_application(options), settings, counters, row)
+        app = layers(_application(options, settings), settings, counters, row)
         return partial(Server, app, settings, contexts=contexts, loop=options.loop)
 
     return Service(
@@ -101,9 +101,9 @@ def layers(application: Any, settings: Settings, counters: Counters, row: int) -
     return RealIPMiddleware(application, settings)
 
 
-def _application(options: Options) -> Any:
+def _application(options: Options, settings: Settings) -> Any:
     if options.app is None:
-        return whoami.app
+        return whoami.application(settings)
     loaded = import_app(options.app, options.app_dir)
     if not options.factory:
         return loaded

@@ -154,12 +154,12 @@ def show(settings: Settings, relay: RelaySettings, proxy: ProxySettings) -> None
         if key not in ("given", "warnings"):
             origin = settings.given.get(key, "default")
             given = key in settings.given
-            line = f"{key} = {_printed(key, value, given)}  ({origin})"
+            line = f"{key} = {printed(key, value, given)}  ({origin})"
             # What came as bytes of no encoding is shown, and cannot be printed.
             click.echo(line.encode("utf-8", "backslashreplace").decode())
 
 
-def _printed(key: str, value: object, given: bool) -> str:
+def printed(key: str, value: object, given: bool) -> str:
     if key == "nginx_worker_processes" and not given:
         return "this process alone"
     if isinstance(value, bool):
