@@ -3,7 +3,7 @@
     python -m tests.differential --count 2000 --seed 1 [--case 1234]
 
 Stops at the first difference, prints it, and ends with exit code 1. ``--case`` runs one case of
-the seed again. What nginx and this package see differently on purpose (design.md) is not tried.
+the seed again. What nginx and this package see differently on purpose (docs/parity.md) is not tried.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from tests.test_resolve_vectors import PEER_PORT, by_id, peer_of
 VECTORS = golden.load("kong_forwarded")
 LISTEN_PORT = 9080
 # A bracketed address without port, which nginx takes since 1.27.3 and Kong's nginx does not: here it
-# is the client (README, "The same as Kong"). The address, instead of the peer's.
+# is the client (docs/parity.md). The address, instead of the peer's.
 BRACKETS = {"fwd_random-439dc53dd597": "dbb4:ffff::ffff:ff4a:69:0"}
 
 

@@ -19,7 +19,7 @@ from tests.test_wire_vectors import play
 
 PATIENCE = 10.0
 TOPICS = sorted({vector["topic"] for vector in VECTORS})
-# Where uvicorn's parser gives other bytes than nginx's (README, "The same as Kong"). With nginx's
+# Where uvicorn's parser gives other bytes than nginx's (docs/parity.md). With nginx's
 # they count in tests/test_forwarded_vectors.py.
 HTTP_DIFFERENCES = {
     "tabs round a value are taken away": (

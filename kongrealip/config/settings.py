@@ -117,7 +117,7 @@ class Settings(NamedTuple):
     def replaced(self, **arguments: str | Iterable[str] | bool | None) -> Settings:
         """Another Settings in which arguments win; None leaves the value as it is.
 
-        Keys are those of ``ARGUMENTS``. A switch may be a bool, a list any iterable. Raises
+        Keys are names of fields. A switch may be a bool, a list any iterable. Raises
         SettingsError where a value cannot be used.
         """
         texts = {key: _argument(value) for key, value in arguments.items() if value is not None}

@@ -83,7 +83,7 @@ def test_the_upstream_sees_what_kong_would_send(topic: str, ports: dict[str, int
         data = b"".join(golden.segments(vector))
         status, _, head = split(ask(port, data, vector["peer"]))
         if not data.partition(b" HTTP/")[0].rpartition(b" ")[2].isascii():
-            # uvicorn's parser takes no such target (README, "The same as Kong").
+            # uvicorn's parser takes no such target (docs/parity.md).
             assert status == 400
             continue
         route = vector["config"].get("route_prefix", "").encode()
