@@ -167,7 +167,7 @@ def pip(*args: str, folder: Path) -> str:
 def test_the_wheel_has_every_module_and_the_mark_of_types(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == {*MODULES, "kongrealip/py.typed"}
+    assert names == {*MODULES, "kongrealip/py.typed", "kongrealip/cli/page.css"}
 
 
 def test_the_wheel_is_installed_with_its_extras_and_runs(wheel: Path, tmp_path: Path) -> None:

@@ -249,9 +249,10 @@ def test_what_is_told_of_an_option(name: str) -> None:
     options = {one.opts[0]: one for one in COMMANDS[name].params if isinstance(one, click.Option)}
     for first, variable, default, _ in table_of(name):
         option = options[ticked(first)[0]]
-        in_help = re.search(r"\[default: (.*)\]", option.help or "")
+        in_help = re.search(r"\[(?:(KONG\w+), )?default: (.*)\]", option.help or "")
         if in_help:
-            assert default == in_help[1]
+            assert default == in_help[2]
+            assert in_help[1] is None or ticked(variable) == [in_help[1]]
         elif option.is_flag:
             assert default == ("on" if option.default is True else "off")
         elif ticked(default):

@@ -46,16 +46,19 @@ _workers = click.option(
     metavar="N|auto",
     callback=_check_workers,
     help="Processes, under a parent that replaces them; auto is the number of cores. Wins over"
-    " KONG_NGINX_WORKER_PROCESSES. Without either this process serves by itself.",
+    " KONG_NGINX_WORKER_PROCESSES. [default: this process alone]",
 )
 _uds = click.option(
     "--uds",
     metavar="PATH",
     help="Listen on this Unix socket, with flags behind it as in KONG_PROXY_LISTEN."
-    " Without KONG_PROXY_LISTEN it is the only listener.",
+    " Without KONG_PROXY_LISTEN it is the only listener. [default: none]",
 )
 _access_log = click.option(
-    "--access-log/--no-access-log", default=True, show_default=True, help="A line for each request."
+    "--access-log/--no-access-log",
+    default=True,
+    show_default=True,
+    help="A line for each request, as KONG_PROXY_ACCESS_LOG says; off wins over it.",
 )
 
 
@@ -100,17 +103,58 @@ def serve(app: str | None, factory: bool, **others: Any) -> None:
 
 
 @cli.command()
-@click.option("--upstream", multiple=True, metavar="HOST:PORT", help="Where to relay to; several take turns.")
-@click.option("--listen", metavar="LIST", help="As KONG_STREAM_LISTEN.")
-@click.option("--send-proxy", metavar="off|v1|v2", help="The preamble that the upstream gets. [default: off]")
-@click.option("--allow", metavar="NETWORKS", help="Clients that may connect. [default: everybody]")
-@click.option("--upstream-tls", metavar="on|off", help="TLS to the upstream. [default: off]")
-@click.option("--upstream-tls-ca", metavar="FILE", help="Its authorities. [default: those of the system]")
-@click.option("--upstream-tls-verify", metavar="on|off", help="Verify its certificate. [default: on]")
-@click.option("--alpn", metavar="LIST", help="Protocols to offer on ssl listeners, as in h2,http/1.1.")
-@click.option("--connect-timeout", metavar="TIME", help="For an upstream to take a connection. [default: 5s]")
-@click.option("--idle-timeout", metavar="TIME", help="Closed when nothing moves so long. [default: 10m]")
-@click.option("--drain-timeout", metavar="TIME", help="At the end connections go on so long. [default: 20s]")
+@click.option(
+    "--upstream",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Where to relay to; several take turns. [KONGREALIP_UPSTREAM]",
+)
+@click.option(
+    "--listen",
+    metavar="LIST",
+    help="Listeners, as in 0.0.0.0:9000 proxy_protocol. [KONG_STREAM_LISTEN, default: off]",
+)
+@click.option(
+    "--send-proxy",
+    metavar="off|v1|v2",
+    help="The preamble that the upstream gets. [KONGREALIP_SEND_PROXY, default: off]",
+)
+@click.option(
+    "--allow", metavar="NETWORKS", help="Clients that may connect. [KONGREALIP_ALLOW, default: everybody]"
+)
+@click.option(
+    "--upstream-tls", metavar="on|off", help="TLS to the upstream. [KONGREALIP_UPSTREAM_TLS, default: off]"
+)
+@click.option(
+    "--upstream-tls-ca",
+    metavar="FILE",
+    help="Its authorities. [KONGREALIP_UPSTREAM_TLS_CA, default: those of the system]",
+)
+@click.option(
+    "--upstream-tls-verify",
+    metavar="on|off",
+    help="Verify its certificate. [KONGREALIP_UPSTREAM_TLS_VERIFY, default: on]",
+)
+@click.option(
+    "--alpn",
+    metavar="LIST",
+    help="Protocols to offer on ssl listeners, as in h2,http/1.1. [KONGREALIP_ALPN, default: none]",
+)
+@click.option(
+    "--connect-timeout",
+    metavar="TIME",
+    help="For an upstream to take a connection. [KONGREALIP_CONNECT_TIMEOUT, default: 5s]",
+)
+@click.option(
+    "--idle-timeout",
+    metavar="TIME",
+    help="Closed when nothing moves so long. [KONGREALIP_IDLE_TIMEOUT, default: 10m]",
+)
+@click.option(
+    "--drain-timeout",
+    metavar="TIME",
+    help="At the end connections go on so long. [KONGREALIP_DRAIN_TIMEOUT, default: 20s]",
+)
 @options.conf
 @options.env_file
 @_loop
@@ -143,11 +187,26 @@ def relay(
 
 @cli.command()
 @click.option(
-    "--upstream", multiple=True, metavar="URL", help="http://host:port or unix:/path; several take turns."
+    "--upstream",
+    multiple=True,
+    metavar="URL",
+    help="http://host:port or unix:/path; several take turns. [KONGREALIP_UPSTREAM]",
 )
-@click.option("--preserve-host", metavar="on|off", help="Pass the client's Host on. [default: off]")
-@click.option("--connect-timeout", metavar="TIME", help="For an upstream to take a connection. [default: 5s]")
-@click.option("--read-timeout", metavar="TIME", help="The longest an upstream may pause. [default: 60s]")
+@click.option(
+    "--preserve-host",
+    metavar="on|off",
+    help="Pass the client's Host on. [KONGREALIP_PRESERVE_HOST, default: off]",
+)
+@click.option(
+    "--connect-timeout",
+    metavar="TIME",
+    help="For an upstream to take a connection. [KONGREALIP_CONNECT_TIMEOUT, default: 5s]",
+)
+@click.option(
+    "--read-timeout",
+    metavar="TIME",
+    help="The longest an upstream may pause. [KONGREALIP_READ_TIMEOUT, default: 60s]",
+)
 @options.conf
 @options.env_file
 @_uds

@@ -12,12 +12,14 @@ from kongrealip.errors import KongRealIPError, SettingsError
 CANNOT_START = 3
 
 conf = click.option(
-    "--conf", type=click.Path(exists=True, dir_okay=False), help="A kong.conf. The environment wins over it."
+    "--conf",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A kong.conf. The environment wins over it. [default: none]",
 )
 env_file = click.option(
     "--env-file",
     type=click.Path(exists=True, dir_okay=False),
-    help="NAME=value lines. The environment wins over them, and they win over kong.conf.",
+    help="NAME=value lines. The environment wins over them, and they win over kong.conf. [default: none]",
 )
 
 
