@@ -161,3 +161,58 @@ async def test_a_refusal_is_not_written_into_the_answer_before_it(port: int, bad
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
         assert answer.count(b"HTTP/1.1 400 Bad Request\r\n") == 1
     assert not answer.startswith(b"HTTP/1.1 400")
+
+
+class Stubborn:
+    """Answers nobody, and counts those who leave."""
+
+    def __init__(self) -> None:
+        self.requests = self.left = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        self.requests += 1
+        await receive()
+        message = await receive()
+        self.left += message["type"] == "http.disconnect"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_who_pipelines_and_leaves_is_noticed(loop: str) -> None:
+    """uvicorn tells the newest request alone, and the first would go on for ever."""
+    stubborn = Stubborn()
+    lab = Lab(stubborn)
+    found = lab.add(TRUSTING)
+    with lab.running(loop):
+        _, writer = await connect(found)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        await asyncio.sleep(0.1)
+        writer.close()
+        for _ in range(200):
+            if stubborn.left:
+                break
+            await asyncio.sleep(0.02)
+    assert (stubborn.requests, stubborn.left) == (1, 1)
+
+
+async def test_a_long_pipeline_is_answered_in_order(port: int) -> None:
+    """In pieces of any size: what is read beyond those that wait is kept as it came."""
+    count = 6001
+    requests = [
+        b"POST / HTTP/1.1\r\nHost: h%d\r\nContent-Length: %d\r\n\r\n" % (number, number % 7)
+        + b"x" * (number % 7)
+        for number in range(count)
+    ]
+    data = b"".join(requests) + HEAD + b"\r\n0\r\n\r\n"
+    reader, writer = await connect(port)
+    for start in range(0, len(data), 9973):
+        writer.write(data[start : start + 9973])
+        await asyncio.sleep(0)
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    bodies = [json.loads(one.partition(b"\r\n\r\n")[2]) for one in answer.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+    assert [(body[0], body[3]) for body in bodies[:-1]] == [
+        (number % 7, f"h{number}") for number in range(count)
+    ]
+    assert len(bodies) == count + 1

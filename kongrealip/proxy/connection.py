@@ -164,6 +164,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._is_raw:
             self.on_body(data)
             return
+        parts = len(self._chunks)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -174,16 +175,17 @@ class UpstreamConnection(asyncio.Protocol):
             self.is_reusable = False
             self.fail(UpstreamError(f"not an HTTP answer: {error}"))
         else:
-            if not self.status:
-                self._head_bytes += len(data)
-                if self._head_bytes > _LONGEST_HEAD:
-                    self.fail(UpstreamError("the head of the answer is too long"))
+            # What is no body belongs to a head, or to the trailers.
+            self._head_bytes = 0 if len(self._chunks) > parts else self._head_bytes + len(data)
+            if self._head_bytes > _LONGEST_HEAD and not self.is_complete:
+                self.fail(UpstreamError("the head or the trailers of the answer are too long"))
 
     def on_message_begin(self) -> None:
         if self.is_complete:
             # A second answer to one request: whatever it is, it must not become the next one's.
             self.is_reusable = False
             self.transport.abort()
+        self._lines = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._lines.append((name.lower(), value))
@@ -202,7 +204,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.status = status
         # What follows the body are trailers.
         self.headers, self._lines = self._lines, self.trailers
-        if self._is_head:
+        if self._is_head and status != _SWITCHING:
             self.is_reusable = parser.should_keep_alive()
             self.is_complete = True
             # It waits for a body that will not come.
@@ -212,6 +214,9 @@ class UpstreamConnection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if self.is_complete:
             self.is_reusable = False
+            return
+        if not self.status:
+            self.fail(UpstreamError("a body in front of the answer"))
             return
         self._chunks.append(body)
         self._held += len(body)

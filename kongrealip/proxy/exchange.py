@@ -77,7 +77,9 @@ class Exchange:
 
     def watch_client(self) -> None:
         """Notice when the client leaves, from now on. Most answers are there before it is worth it."""
-        if self._watcher is None and (self._sender is None or self._sender.done()):
+        # Who has still to read the body would lose what this reads.
+        is_reading = self._first is not None or (self._sender is not None and not self._sender.done())
+        if self._watcher is None and not is_reading:
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     def _request_head(self) -> Head:
@@ -110,7 +112,7 @@ class Exchange:
                     await self._send_request(connection)
                 await connection.wait_for_head()
             except UpstreamError as failure:
-                if connection.requests == 1 or not self._may_repeat(connection, method):
+                if connection.requests == 1 or failure.is_timeout or not self._may_repeat(connection, method):
                     raise
                 logger.debug("asks again: %s", failure.cause)
                 self._end()
@@ -140,6 +142,9 @@ class Exchange:
         await asyncio.sleep(0)
         if not first.done() or first.result().get("more_body", False):
             return CHUNKED
+        if first.result()["type"] == "http.disconnect":
+            # Has left before the end of what it meant to send, which is not the same as no body.
+            raise ClientGoneError
         if body := first.result().get("body", b""):
             return len(body)
         self._first, self._is_read = None, False

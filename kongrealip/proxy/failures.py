@@ -22,6 +22,7 @@ class UpstreamError(RefusalError):
         status, text = (504, "the upstream took too long") if is_timeout else (502, "the upstream failed")
         super().__init__(status, text)
         self.cause = cause
+        self.is_timeout = is_timeout
         self.upstream = upstream
 
 

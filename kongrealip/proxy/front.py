@@ -49,7 +49,7 @@ class Front:
         self._cycle = cycle
         self.target = target
         self.trailers: list[tuple[bytes, bytes]] = []
-        self.asks_upgrade = self.may_tunnel = self.is_tunnel = False
+        self.asks_upgrade = self.may_tunnel = self.is_tunnel = self._ends_connection = False
 
     @property
     def has_whole_body(self) -> bool:
@@ -186,7 +186,7 @@ class FrontProtocol(HTTP1Protocol):
         cycle = self.cycle
         self._front = front = Front(cycle, self.url)
         self.scope["extensions"] = {FRONT_KEY: front}  # type: ignore[dict-item]
-        if b"#" in self.url:
+        if b"#" in self.url and self.url[:1] == b"/":
             # For uvicorn a fragment begins there, and for nginx nothing.
             self.scope["raw_path"] = self.url.partition(b"?")[0]
         cycle.send = front.send  # type: ignore[method-assign]

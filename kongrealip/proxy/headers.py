@@ -28,7 +28,8 @@ _OURS = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"proxy", *UPSTREA
 # A trailer that says how the message is framed or routed would come too late to be true.
 _NO_TRAILERS = _OURS | {b"trailer", b"content-encoding", b"content-type", b"content-range", b"authorization"}
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_TARGET = re.compile(rb"[!-~\x80-\xff]+")
+# A path, as from nginx: what has a host would be another one than the header Host.
+_TARGET = re.compile(rb"/[!-~\x80-\xff]*|\*")
 # A refusal of nginx's as well: both would show or become something else than what was asked for.
 _NOT_PROXIED = ("CONNECT", "TRACE")
 _MOST_DIGITS = 18

@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from kongrealip.proxy.connection import UpstreamConnection
-from kongrealip.proxy.failures import UpstreamError
+from kongrealip.proxy.failures import RefusalError, UpstreamError
 from kongrealip.relay.upstreams import Target, Upstreams
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ class Pool:
         for connection in list(self.busy):
             if now - connection.since > timeout and connection.waits_on_upstream():
                 connection.fail(UpstreamError(f"nothing moved for {timeout:g} s", is_timeout=True))
+            elif now - connection.since > timeout and connection.exchange and connection.exchange.is_sending:
+                connection.fail(RefusalError(408, "the request took too long"))
             elif connection.exchange is not None:
                 connection.exchange.watch_client()
         for idle in self._idle.values():

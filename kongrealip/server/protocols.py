@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import partial
+from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from kongrealip.preamble.v2 import SIGNATURE
 from kongrealip.realip import Connection
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 # As much as nginx takes with its large_client_header_buffers of 4 8k. uvicorn has no limit, and
 # what a head costs in time and memory would be up to whoever sends it.
 _LONGEST_HEAD = 32768
 _PIECE, _BODY_PIECE = 4096, _LONGEST_HEAD
+_MOST_UNREAD = 65536
 # What websockets takes of lines and bytes in one. To what is more uvicorn gives no answer at all.
 _MOST_LINES_OF_WEBSOCKET, _LONGEST_LINE_OF_WEBSOCKET = 128, 8190
 # A path begins, or nothing has come yet.
 _NOT_ABSOLUTE = (b"/", b"")
-# Called for each read, and super() would cost a third of what the count costs.
+# Called for each read or request, and super() would cost a third of what is done here.
 _receive = HttpToolsProtocol.data_received
+_start = HttpToolsProtocol._start_asgi_task
+_complete = HttpToolsProtocol.on_response_complete
 
 
 class HTTP1Protocol(HttpToolsProtocol):
@@ -30,6 +37,7 @@ class HTTP1Protocol(HttpToolsProtocol):
 
     connection: Connection
     refuse_stray: Callable[[Connection], None]
+    _answering: RequestResponseCycle | None = None
     _head_since: float | None = None
     _head_bytes = 0
     _has_body = False
@@ -39,21 +47,45 @@ class HTTP1Protocol(HttpToolsProtocol):
         """Do as uvicorn does, but for asking the transport, which costs five system calls."""
         self.connections.add(self)
         self.transport = transport
-        self.flow = FlowControl(transport)
+        #: What has been read while requests wait for their turn.
+        self.unread = bytearray()
+        self.flow = _PipelinedFlow(transport, self.unread)
         self.server = self.connection.local
         # The middleware takes the peer from the connection. An address here could be that of a
         # peer which it remembers from another server of the same application.
         self.client = None
         self.scheme = "https" if self.connection.tls else "http"
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Do as uvicorn does, and tell the request that is being answered.
+
+        uvicorn tells the newest alone, which may be one that waits behind it in a pipeline.
+        """
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            answering.disconnected = True
+            answering.message_event.set()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        _start(self, cycle, app)
+
     def data_received(self, data: bytes) -> None:
         """Do as uvicorn does, up to the end of a head that is too long."""
+        if self.pipeline:
+            # A request that waits takes a hundred times the memory of its bytes.
+            self._leave_unread(data)
+            return
         start = 0
         while len(data) - start > (size := _BODY_PIECE if self._is_in_body() else _PIECE):
             # In pieces, so that the end comes before such a head has been read, behind a body as well.
             HTTP1Protocol.data_received(self, data[start : start + size])
             start += size
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                return
+            if self.pipeline:
+                self._leave_unread(data[start:])
                 return
         if self._is_over:
             return
@@ -70,6 +102,20 @@ class HTTP1Protocol(HttpToolsProtocol):
         self._head_bytes = count
         if count > _LONGEST_HEAD and not self.transport.is_closing():
             self.send_400_response("Request header too large.")
+
+    def on_response_complete(self) -> None:
+        """Do as uvicorn does, and go on with what has been read."""
+        _complete(self)
+        if self.unread and not self.pipeline and not self.transport.is_closing():
+            data = bytes(self.unread)
+            self.unread.clear()
+            self.flow.resume_reading()
+            self.data_received(data)
+
+    def _leave_unread(self, data: bytes) -> None:
+        self.unread += data
+        if len(self.unread) > _MOST_UNREAD:
+            self.flow.pause_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is being read, without writing into the answer to another request."""
@@ -158,6 +204,21 @@ class HTTP1Protocol(HttpToolsProtocol):
         """Close behind the answer that is being given. One that is idle stays open for now."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.shutdown()
+
+
+class _PipelinedFlow(FlowControl):
+    """Does not read on, as uvicorn does with each answer, while too much waits that has been read.
+
+    Up to that it does: who reads nothing does not notice when the client leaves.
+    """
+
+    def __init__(self, transport: asyncio.Transport, unread: Sized) -> None:
+        super().__init__(transport)
+        self._unread = unread
+
+    def resume_reading(self) -> None:
+        if len(self._unread) <= _MOST_UNREAD:
+            super().resume_reading()
 
 
 class _HeadersBehindATarget(list[tuple[bytes, bytes]]):
