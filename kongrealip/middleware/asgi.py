@@ -271,9 +271,15 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
     def answer(peer: _KnownPeer, scope: Scope) -> None:
         """A peer that is known, and a scope as servers make it."""
         headers = scope["headers"]
-        if peer.silent and _is_quiet(peer.wanted, headers):
-            scope["extensions"] = {EXTENSION_KEY: peer.quiet}
-            return
+        if peer.silent:
+            # _is_quiet without the call: a tenth of what such a request costs.
+            wanted = peer.wanted
+            for key, _ in headers:
+                if key in wanted:
+                    break
+            else:
+                scope["extensions"] = {EXTENSION_KEY: peer.quiet}
+                return
         peer.read(headers)
         scope["extensions"] = {EXTENSION_KEY: peer.resolution}
         scope["client"] = peer.client

@@ -28,7 +28,6 @@ _MOST_LINES_OF_WEBSOCKET, _LONGEST_LINE_OF_WEBSOCKET = 128, 8190
 _NOT_ABSOLUTE = (b"/", b"")
 # Called for each read or request, and super() would cost a third of what is done here.
 _receive = HttpToolsProtocol.data_received
-_start = HttpToolsProtocol._start_asgi_task
 _complete = HttpToolsProtocol.on_response_complete
 
 
@@ -68,8 +67,11 @@ class HTTP1Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Do as uvicorn does, and remember which request it is."""
         self._answering = cycle
-        _start(self, cycle, app)
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def data_received(self, data: bytes) -> None:
         """Do as uvicorn does, up to the end of a head that is too long."""
@@ -77,19 +79,10 @@ class HTTP1Protocol(HttpToolsProtocol):
             # A request that waits takes a hundred times the memory of its bytes.
             self._leave_unread(data)
             return
-        start = 0
-        while len(data) - start > (size := _BODY_PIECE if self._is_in_body() else _PIECE):
-            # In pieces, so that the end comes before such a head has been read, behind a body as well.
-            HTTP1Protocol.data_received(self, data[start : start + size])
-            start += size
-            if self.transport.is_closing() or self.transport.get_protocol() is not self:
-                return
-            if self.pipeline:
-                self._leave_unread(data[start:])
-                return
-        if self._is_over:
+        if len(data) > _PIECE:
+            data = self._read_in_pieces(data)
+        if not data or self._is_over:
             return
-        data = data[start:]
         scope = self.scope
         self._has_body = False
         _receive(self, data)
@@ -102,6 +95,22 @@ class HTTP1Protocol(HttpToolsProtocol):
         self._head_bytes = count
         if count > _LONGEST_HEAD and not self.transport.is_closing():
             self.send_400_response("Request header too large.")
+
+    def _read_in_pieces(self, data: bytes) -> bytes:
+        """Read all but the last piece, which is returned, or nothing where there is no more to read.
+
+        So that the end comes before a head has been read that is too long, behind a body as well.
+        """
+        start = 0
+        while len(data) - start > (size := _BODY_PIECE if self._is_in_body() else _PIECE):
+            HTTP1Protocol.data_received(self, data[start : start + size])
+            start += size
+            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                return b""
+            if self.pipeline:
+                self._leave_unread(data[start:])
+                return b""
+        return data[start:]
 
     def on_response_complete(self) -> None:
         """Do as uvicorn does, and go on with what has been read."""
@@ -217,7 +226,7 @@ class _PipelinedFlow(FlowControl):
         self._unread = unread
 
     def resume_reading(self) -> None:
-        if len(self._unread) <= _MOST_UNREAD:
+        if self.read_paused and len(self._unread) <= _MOST_UNREAD:
             super().resume_reading()
 
 
