@@ -175,8 +175,8 @@ def test_the_start_says_what_is_in_force() -> None:
         log = server.wait_for_stderr("Application startup complete")
     assert f"INFO listening on 127.0.0.1:{port} http2 proxy_protocol" in log
     assert "INFO client address from X-Forwarded-For, recursive, trusted: 0.0.0.0/0, ::/0" in log
-    assert "WARNING KONG_TRUSTED_IPS trusts everybody" in log
-    assert "WARNING KONG_TRUSTED_IP is not a name that is read, did you mean KONG_TRUSTED_IPS?" in log
+    assert "WARNING KONG_TRUSTED_IPS: everybody is trusted" in log
+    assert "WARNING KONG_TRUSTED_IP: is not a name that is read; write KONG_TRUSTED_IPS" in log
 
 
 def test_http2_without_the_package_for_it(tmp_path: Path) -> None:

@@ -1,62 +1,32 @@
-"""Settings -> findings: what is legal, and probably not what the operator wants."""
+"""What the commands say at start of what is legal, and probably not what the operator wants."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kongrealip.config.findings import HINT, findings_of
 from kongrealip.config.proxy import ProxySettings
 from kongrealip.config.relay import RelaySettings
 from kongrealip.config.settings import Settings
-from kongrealip.realip.networks import TrustedNetworks
-from kongrealip.realip.resolve import PROXY_PROTOCOL
 
 _THIS_HOST = ("127.0.0.1", "::1", "localhost")
 
 
-def trust_warnings(settings: Settings) -> list[str]:
-    """What an attacker could make of the trusted set."""
-    networks = TrustedNetworks(settings.trusted_ips)
-    if not (networks.covers_all_ipv4() or networks.covers_all_ipv6()):
-        return []
-    name = settings.given.get("trusted_ips", "trusted_ips")
-    warning = f"{name} trusts everybody: whoever reaches this port chooses the client address"
-    if settings.real_ip_header == PROXY_PROTOCOL:
-        return [f"{warning} with a preamble of his own; list the balancer's networks only"]
-    if settings.real_ip_recursive:
-        return [
-            f"{warning} with {settings.real_ip_header}, and behind any balancer the walk ends at what"
-            " the attacker wrote first; list the balancer's networks only"
-        ]
-    return [f"{warning} with {settings.real_ip_header}; list the balancer's networks only"]
-
-
 def serve_warnings(settings: Settings) -> list[str]:
     """What ``kongrealip serve`` should say at start, one line each."""
-    warnings = [*settings.warnings, *trust_warnings(settings)]
-    if settings.real_ip_header == PROXY_PROTOCOL:
-        if not any(listen.proxy_protocol for listen in settings.proxy_listen):
-            warnings.append(
-                "real_ip_header is proxy_protocol and no listener has that flag, so no address is ever"
-                ' replaced; write for instance KONG_PROXY_LISTEN="0.0.0.0:8000 proxy_protocol"'
-            )
-        elif settings.trusted_ips and "forwarded_headers" not in settings.given:
-            warnings.append(
-                "behind a balancer below HTTP X-Forwarded-Proto is the client's own and believed, as in Kong;"
-                " set KONGREALIP_FORWARDED_HEADERS=auto (or trusted, where an HTTP balancer sets it)"
-            )
-    elif settings.proxy_listen and all(listen.proxy_protocol for listen in settings.proxy_listen):
-        warnings.append(
-            f"every listener demands a preamble and real_ip_header is {settings.real_ip_header}, so"
-            " the preamble is read and not used; for its address set KONG_REAL_IP_HEADER=proxy_protocol"
-        )
-    if settings.proxy_protocol_optional_from and not any(
-        listen.proxy_protocol for listen in settings.proxy_listen
-    ):
-        name = settings.given["proxy_protocol_optional_from"]
-        warnings.append(f"{name} has no effect: no listener has the flag proxy_protocol")
+    warnings = _lines(settings._replace(stream_listen=()))
     if settings.stream_listen:
         warnings.append(f"{settings.given['stream_listen']} has no effect here: serve opens proxy_listen")
     return warnings
+
+
+def _lines(settings: Settings) -> list[str]:
+    """The findings of ``kongrealip check``, but for what is only worth a look."""
+    return [
+        f"{finding.variable}: {finding.problem}; {finding.fix}"
+        for finding in findings_of(settings)
+        if finding.severity != HINT
+    ]
 
 
 def proxy_warnings(settings: Settings, proxy: ProxySettings) -> list[str]:
@@ -72,15 +42,7 @@ def proxy_warnings(settings: Settings, proxy: ProxySettings) -> list[str]:
 
 def relay_warnings(settings: Settings, relay: RelaySettings) -> list[str]:
     """What ``kongrealip relay`` should say at start, one line each."""
-    warnings = list(settings.warnings)
-    if any(listen.proxy_protocol for listen in settings.stream_listen):
-        # Whatever the header is for serve: a relay has preambles and nothing else.
-        warnings += trust_warnings(settings._replace(real_ip_header=PROXY_PROTOCOL))
-        if not settings.trusted_ips:
-            warnings.append(
-                "nobody is trusted, so the preamble is read and not used; list the balancer's networks in"
-                " KONG_TRUSTED_IPS"
-            )
+    warnings = _lines(settings._replace(proxy_listen=()))
     warnings += [
         f"{settings.given.get(key, key)} has no effect{reason}"
         for key, reason in _without_effect(settings, relay)
@@ -90,10 +52,6 @@ def relay_warnings(settings: Settings, relay: RelaySettings) -> list[str]:
 
 def _without_effect(settings: Settings, relay: RelaySettings) -> Iterator[tuple[str, str]]:
     """Keys that were given in vain, and why."""
-    if settings.proxy_protocol_optional_from and not any(
-        listen.proxy_protocol for listen in settings.stream_listen
-    ):
-        yield "proxy_protocol_optional_from", ": no listener has the flag proxy_protocol"
     if not any(listen.ssl for listen in settings.stream_listen):
         for key in ("alpn", "client_ca"):
             if getattr(relay, key):
