@@ -727,7 +727,7 @@ def test_every_option_has_its_default_in_the_help() -> None:
         "KONG_REAL_IP_RECURSIVE [off]",
     ):
         assert variable in shown
-    assert shown.count("[default: none]") == 4
+    assert shown.count("[default: none]") == 6
 
 
 # -- docs/explain.md ---------------------------------------------------------------------------
