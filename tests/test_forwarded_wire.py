@@ -15,7 +15,7 @@ from tests import golden
 from tests.lab import LOOPS, Lab
 from tests.test_forwarded_vectors import LISTEN_PORT, VECTORS, settings_of
 from tests.test_forwarded_vectors import wanted as wanted_of_the_core
-from tests.test_wire_vectors import play
+from tests.test_wire_vectors import listener_key, play
 
 PATIENCE = 10.0
 TOPICS = sorted({vector["topic"] for vector in VECTORS})
@@ -32,12 +32,6 @@ HTTP_DIFFERENCES = {
     "no fragment in a target": "fwd_path-2e8ada222268 fwd_path-65a9471cf2c2 fwd_path-f2aa882d3008",
 }
 DIFFERING = {name for names in HTTP_DIFFERENCES.values() for name in names.split()}
-
-
-def listener_key(vector: golden.Vector) -> str:
-    peer = vector["peer"]
-    kind = "unix" if peer == "unix:" else "mapped" if peer.startswith("::ffff:") else "v6"
-    return json.dumps([vector["config"], kind if ":" in peer else "v4"])
 
 
 @pytest.fixture(scope="module", params=LOOPS)

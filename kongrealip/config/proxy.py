@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from kongrealip.config.kongconf import array, parse_file
+from kongrealip.config.kongconf import parse_file
 from kongrealip.config.relay import Upstream, parse_upstream
 from kongrealip.config.settings import Settings, read
 from kongrealip.config.source import OURS, Source
@@ -74,15 +74,10 @@ def _number(source: Source, key: str, defaults: ProxySettings) -> int:
 
 
 def _upstreams(source: Source) -> tuple[Upstream, ...]:
-    upstreams = []
-    for position, entry in enumerate(array(source.text("upstream", OURS) or ""), 1):
-        try:
-            upstreams.append(parse_url(entry))
-        except ValueError as error:
-            source.problem("upstream", f"entry {position} {entry!r}: {error}")
+    upstreams = source.parsed("upstream", parse_url, OURS)
     if "upstream" in source.given:
         source.given["upstreams"] = source.given["upstream"]
-    return tuple(upstreams)
+    return upstreams
 
 
 def parse_url(entry: str) -> Upstream:

@@ -133,15 +133,10 @@ def _allow(source: Source) -> tuple[str, ...]:
 
 
 def _upstreams(source: Source) -> tuple[Upstream, ...]:
-    upstreams = []
-    for position, entry in enumerate(array(source.text("upstream", OURS) or ""), 1):
-        try:
-            upstreams.append(parse_upstream(entry))
-        except ValueError as error:
-            source.problem("upstream", f"entry {position} {entry!r}: {error}")
+    upstreams = source.parsed("upstream", parse_upstream, OURS)
     if "upstream" in source.given:
         source.given["upstreams"] = source.given["upstream"]
-    return tuple(upstreams)
+    return upstreams
 
 
 def parse_upstream(entry: str) -> Upstream:

@@ -5,7 +5,8 @@ A kind is how one text becomes one value; which key has which kind is decided in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from kongrealip.config import kongconf
 from kongrealip.config.listen import Listen, parse_listens
@@ -13,6 +14,7 @@ from kongrealip.errors import SettingsError
 from kongrealip.realip.networks import UNIX, parse_network
 from kongrealip.realip.numbers import BLANKS
 
+Entry = TypeVar("Entry")
 #: The prefix of what goes beyond Kong. Such keys are read from the environment alone.
 OURS = "KONGREALIP_"
 # Options that are not called as their key.
@@ -78,6 +80,16 @@ class Source:
             except ValueError as error:
                 self.problem(key, f"entry {position} {entry!r}: {error}")
         return tuple(entries)
+
+    def parsed(self, key: str, parse: Callable[[str], Entry], prefix: str = "KONG_") -> tuple[Entry, ...]:
+        """The entries of a list, each read by ``parse``, whose ValueError names fault and fix."""
+        found = []
+        for position, entry in enumerate(kongconf.array(self.text(key, prefix) or ""), 1):
+            try:
+                found.append(parse(entry))
+            except ValueError as error:
+                self.problem(key, f"entry {position} {entry!r}: {error}")
+        return tuple(found)
 
     def nginx_text(self, key: str, default: str, *spellings: str) -> str:
         """The argument of a directive, by the first of its spellings that was given."""
