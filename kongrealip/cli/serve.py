@@ -17,9 +17,9 @@ from kongrealip.config.listen import HTTP_FLAGS, flags_of
 from kongrealip.errors import StartError
 from kongrealip.middleware.asgi import RealIPMiddleware
 from kongrealip.server import tls
-from kongrealip.server.access_log import AccessLog, logged
 from kongrealip.server.asgi import Server, import_app
-from kongrealip.server.counters import Counters, counted, keys_of
+from kongrealip.server.counters import Counters, keys_of
+from kongrealip.server.layers import layered, open_log
 
 logger = logging.getLogger("kongrealip")
 
@@ -94,11 +94,8 @@ def announce(settings: Settings) -> None:
 
 def layers(application: Any, settings: Settings, counters: Counters, row: int) -> Any:
     """The application behind what looks at each request, from the inside out."""
-    if settings.proxy_access_log != "off":
-        application = logged(application, AccessLog(settings.proxy_access_log, settings.access_log_format))
-    if settings.status_listen:
-        application = counted(application, counters.row(row), settings.real_ip_header)
-    return RealIPMiddleware(application, settings)
+    behind = layered(application, settings, counters.row(row), open_log(settings))
+    return RealIPMiddleware(behind, settings)
 
 
 def _application(options: Options, settings: Settings) -> Any:

@@ -12,9 +12,9 @@ from kongrealip.config import Listen, Settings
 from kongrealip.config.check import serve_warnings
 from kongrealip.errors import StartError
 from kongrealip.server import tls
-from kongrealip.server.access_log import AccessLog, logged
 from kongrealip.server.asgi import Lifespan, Server
-from kongrealip.server.counters import Counters, counted, keys_of
+from kongrealip.server.counters import Counters, keys_of
+from kongrealip.server.layers import layered, open_log
 from kongrealip.server.sockets import Opened, Sockets, open_all
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ async def serving(
         status = stack.enter_context(_open(settings.status_listen, settings))
         settings = settings._replace(proxy_listen=_listens_of(proxy), status_listen=_listens_of(status))
         counters = Counters(keys_of(settings), 1)
-        layers = middleware(_layers(app, settings, counters, stack), settings)
+        log = open_log(settings)
+        if log is not None:
+            stack.callback(log.close)
+        layers = middleware(layered(app, settings, counters.row(0), log), settings)
 
         def turn_newcomers_away() -> None:
             proxy.turn_newcomers_away()
@@ -72,17 +75,6 @@ def _with_its_port(one: Opened) -> Opened:
 def _listens_of(sockets: Sockets) -> tuple[Listen, ...]:
     """A name that stands for several addresses has one entry, unless each of them got a port of its own."""
     return tuple(dict.fromkeys(one.listen for one in sockets.opened))
-
-
-def _layers(app: ASGIApp, settings: Settings, counters: Counters, stack: AsyncExitStack) -> ASGIApp:
-    """The application behind what looks at each request, but for the middleware."""
-    if settings.proxy_access_log != "off":
-        log = AccessLog(settings.proxy_access_log, settings.access_log_format)
-        stack.callback(log.close)
-        app = logged(app, log)
-    if settings.status_listen:
-        app = counted(app, counters.row(0), settings.real_ip_header)
-    return app
 
 
 class EmbeddedServer(Server):
