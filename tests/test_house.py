@@ -105,3 +105,18 @@ def test_importing_the_middleware_brings_neither_asyncio_nor_ssl() -> None:
     # An empty environment: coverage would follow into the process, and bring modules of its own.
     result = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+def test_importing_the_middleware_compiles_no_annotations() -> None:
+    """Where annotations are postponed, each field of a NamedTuple is compiled: a tenth of what an import costs."""
+    code = (
+        "import sys, kongrealip;"
+        "print(*[module.__file__ for name, module in sys.modules.items() if name.startswith('kongrealip')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True, check=True)
+    texts = {path: Path(path).read_text(encoding="utf-8") for path in result.stdout.split()}
+    assert not [
+        path
+        for path, text in texts.items()
+        if "(NamedTuple):" in text and "from __future__ import annotations" in text
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -125,6 +126,16 @@ async def test_no_more_peers_are_remembered_than_there_is_room_for(monkeypatch: 
         headers = [(b"x-forwarded-for", b"203.0.113.%d" % number)]
         await run(wrapped, {"type": "http", "client": peer, "headers": headers})
         assert app.scope["client"] == (f"203.0.113.{number}", 0)
+
+
+def test_servers_see_a_coroutine_function() -> None:
+    """By that they tell ASGI 3 from 2. What is called is none: it gives back the application's coroutine."""
+    wrapped = RealIPMiddleware(App(), **XFF)
+    assert inspect.isfunction(wrapped)
+    assert inspect.iscoroutinefunction(wrapped)
+    asked = wrapped({"type": "lifespan"}, None, None)
+    assert asked.__name__ == "__call__"
+    asked.close()
 
 
 async def test_websocket() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from kongrealip import Settings, resolution_of
 from tests.lab import LOOPS, Lab, connect
@@ -216,3 +216,28 @@ async def test_a_long_pipeline_is_answered_in_order(port: int) -> None:
         (number % 7, f"h{number}") for number in range(count)
     ]
     assert len(bodies) == count + 1
+
+
+async def test_a_connection_without_requests_is_closed_after_a_while(port_of_impatient: int) -> None:
+    """And not one of which a request is being answered, nor between requests that come often enough."""
+    reader, writer = await connect(port_of_impatient)
+    for path in (b"/slow", b"/", b"/"):
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readuntil(b"ok"), 10)).startswith(b"HTTP/1.1 200 OK")
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def slow_if_asked(scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] == "/slow":
+        await asyncio.sleep(2.5)
+    await PlainTextResponse("ok")(scope, receive, send)
+
+
+@pytest.fixture(params=LOOPS)
+def port_of_impatient(request: pytest.FixtureRequest) -> Iterator[int]:
+    lab = Lab(slow_if_asked)
+    found = lab.add(TRUSTING)
+    with lab.running(request.param):
+        lab._server.config.timeout_keep_alive = 1
+        yield found

@@ -47,6 +47,26 @@ def test_connection_made_sets_what_we_set() -> None:
     assert parameters(FlowControl) == ["transport"]
 
 
+def test_what_happens_behind_an_answer() -> None:
+    """Ours replaces it, without the timer."""
+    source = inspect.getsource(HttpToolsProtocol.on_response_complete)
+    steps = [line.strip() for line in source.splitlines()[1:] if line.strip() and "#" not in line]
+    assert steps == [
+        "self.server_state.total_requests += 1",
+        "if self.transport.is_closing():",
+        "return",
+        "self._unset_keepalive_if_required()",
+        "self.flow.resume_reading()",
+        "if self.pipeline:",
+        "cycle, app = self.pipeline.pop()",
+        "self._start_asgi_task(cycle, app)",
+        "else:",
+        "self.timeout_keep_alive_task = self.loop.call_later(",
+        "self.timeout_keep_alive, self.timeout_keep_alive_handler",
+        ")",
+    ]
+
+
 def test_the_default_headers_end_up_in_each_answer() -> None:
     """So a server that ends can have each answer close its connection."""
     source = inspect.getsource(HttpToolsProtocol.on_headers_complete)

@@ -4,8 +4,6 @@ Two laws apply one after the other (reference, section 2): Kong's grammar, which
 exact, and then what nginx refuses to start with. Each entry that fails gets a line of its own.
 """
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Precedence for each key: environment, then file, then default; a variable that i
 counts as set (reference, section 1.4). Every problem is reported, not the first one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -110,11 +108,11 @@ class Settings(NamedTuple):
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, environ: Mapping[str, str], conf: str | None = None) -> Settings:
+    def load(cls, environ: Mapping[str, str], conf: str | None = None) -> "Settings":
         """Read the environment and the text of a kong.conf; SettingsError names every problem."""
         return _load(Source(environ, kongconf.parse_file(conf or "")))
 
-    def replaced(self, **arguments: str | Iterable[str] | bool | None) -> Settings:
+    def replaced(self, **arguments: str | Iterable[str] | bool | None) -> "Settings":
         """Another Settings in which arguments win; None leaves the value as it is.
 
         Keys are names of fields. A switch may be a bool, a list any iterable. Raises
@@ -146,13 +144,13 @@ def _argument(value: str | Iterable[str] | bool) -> str:
     return value if isinstance(value, str) else ",".join(value)
 
 
-def _load(source: Source) -> Settings:
+def _load(source: Source) -> "Settings":
     settings = read(source)
     source.check()
     return settings
 
 
-def read(source: Source) -> Settings:
+def read(source: Source) -> "Settings":
     """Read every key; the problems are left with the source."""
     settings = Settings(
         trusted_ips=source.networks("trusted_ips"),

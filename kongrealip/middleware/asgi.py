@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kongrealip.address import Address
 from kongrealip.config import Settings
+from kongrealip.middleware.peers import KnownPeer, is_quiet
 from kongrealip.middleware.scope import (
     on_unix_socket,
     port_number,
@@ -17,7 +19,6 @@ from kongrealip.middleware.scope import (
     tell_scheme,
     with_scope,
 )
-from kongrealip.preamble import Preamble
 from kongrealip.realip import (
     CONNECTION_KEY,
     EXTENSION_KEY,
@@ -26,12 +27,10 @@ from kongrealip.realip import (
     TELL_KEY,
     Connection,
     ForwardedRules,
-    PeerResolver,
     Resolution,
     Rules,
 )
 from kongrealip.realip.networks import UNIX
-from kongrealip.realip.received import SCHEME, SCHEME_SPELLINGS, names_nothing, received
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -41,124 +40,10 @@ __all__ = ["RealIPMiddleware", "resolution_of"]
 # How many peers of foreign servers are remembered. Then all are forgotten, which costs each of
 # them about two microseconds once; peers come and go, so there is nothing worth keeping longer.
 _KNOWN_PEERS = 1024
-# And of each its last line, if that is not longer: how long lines may be is up to the server.
-_LONGEST_LINE = 1024
-# What Address.ip is where ASGI has no client.
-_NO_ADDRESS = (UNIX, "")
-# As ``scope["scheme"]`` has it, for http and for websocket. What else the header may hold would
-# only break the links that are made of it.
-_CLEAR, _TLS = ("http", "ws"), ("https", "wss")
-_SCHEMES: dict[bytes | None, tuple[str, str]] = {
-    b"http": _CLEAR, b"https": _TLS, b"ws": _CLEAR, b"wss": _TLS,
-}  # fmt: skip
-
 #: Told of each decision by the door for WSGI, in a context of the request's own; and what calls an ASGI
 #: application in this one's place. Set by kongrealip.middleware.current, so that only who imports that pays.
 on_resolution: Callable[[Resolution], object] | None = None
 around: Callable[[ASGIApp, Scope, Receive, Send], Awaitable[None]] | None = None
-
-
-class _KnownPeer(PeerResolver):
-    """A peer for as long as it is remembered, with the last answer it got.
-
-    ``resolution``, ``client`` and ``scheme`` (as the scope has them; a scheme of None is the
-    connection's own) are that answer; ``line`` is the single header line that the first two came
-    from, or None where it was not one, or a long one. ``quiet`` is the answer where none of the
-    headers is there that are ``wanted``, and ``silent`` that it was the last one.
-    """
-
-    __slots__ = (
-        "_forwarded",
-        "_name",
-        "client",
-        "line",
-        "own_scheme",
-        "quiet",
-        "resolution",
-        "scheme",
-        "silent",
-        "wanted",
-    )
-
-    client: tuple[str, int] | None
-    line: bytes | None
-    resolution: Resolution
-
-    def __init__(
-        self, rules: Rules, forwarded: ForwardedRules, peer: Address, preamble: Preamble | None
-    ) -> None:
-        super().__init__(rules, peer, preamble, forwarded.resolution)
-        self._forwarded = forwarded
-        self._name = rules.header_name if self.fixed is None else None
-        self.quiet = self.fixed or self.unchanged
-        self.wanted = _wanted(self._name, forwarded.believes(self.quiet))
-        self.own_scheme = _TLS if forwarded.preamble_says_https(self.quiet) else None
-        self._be_quiet()
-
-    def read(self, headers: list[tuple[bytes, bytes]]) -> None:
-        """Decide from a request's headers."""
-        wanted, name = self.wanted, self._name
-        line = scheme = None
-        lines = schemes = 0
-        for key, value in headers:
-            if key in wanted:
-                if key == name:
-                    line = value
-                    lines += 1
-                else:
-                    scheme = value
-                    schemes += 1
-        if name in SCHEME_SPELLINGS and len(wanted) > 1:
-            scheme, schemes = line, schemes + lines
-        if not (lines or schemes):
-            self._be_quiet()
-            return
-        self.silent = False
-        self.scheme = self._told_scheme(headers, scheme, schemes) if schemes else self.own_scheme
-        if line is None:
-            self._answer(None, self.quiet)
-        elif lines > 1:
-            several = [value for key, value in headers if key == name]
-            self._answer(None, self.resolve(several))
-        elif line != self.line:
-            remembered = line if len(line) <= _LONGEST_LINE else None
-            self._answer(remembered, self._replaced(self.rules.walk_line(line)[0]))
-
-    def _be_quiet(self) -> None:
-        self.silent = True
-        self.scheme = self.own_scheme
-        self._answer(None, self.quiet)
-
-    def _told_scheme(
-        self, headers: list[tuple[bytes, bytes]], value: bytes | None, lines: int
-    ) -> tuple[str, str] | None:
-        """What a believed peer says; ``value`` is that of the last of ``lines``."""
-        plain = _SCHEMES.get(value) if lines == 1 else None
-        if plain is not None and names_nothing(headers):
-            return plain
-        told = received(headers, self._forwarded.most_lines).getters.get(SCHEME)
-        return self.own_scheme if told is None else _SCHEMES.get(told.lower(), self.own_scheme)
-
-    def _answer(self, line: bytes | None, resolution: Resolution) -> None:
-        self.line = line
-        self.resolution = resolution
-        ip, port = resolution[0]
-        self.client = None if ip in _NO_ADDRESS else (ip, port or 0)
-
-
-def _is_quiet(wanted: frozenset[bytes], headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether nothing is wanted of what is there: for a peer that was silent, most likely it is still."""
-    for key, _ in headers:  # noqa: SIM110 - half the time of all()
-        if key in wanted:
-            return False
-    return True
-
-
-@cache
-def _wanted(name: bytes | None, is_believed: bool) -> frozenset[bytes]:
-    """The headers that can change anything."""
-    names = SCHEME_SPELLINGS if is_believed else frozenset[bytes]()
-    return names if name is None else names | {name}
 
 
 def RealIPMiddleware(  # noqa: N802 - stands where a class is expected: add_middleware(RealIPMiddleware)
@@ -219,15 +104,15 @@ def environment_settings(arguments: dict[str, Any]) -> Settings:
 
 
 def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """The middleware itself: a closure, of a coroutine function that is as small as can be.
+    """The middleware itself: a closure that decides, and gives back the application's own coroutine.
 
-    Calling a closure costs 90 ns less than calling an instance with an asynchronous
-    ``__call__``, and each local and free variable of a coroutine counts as well, of 300 ns in all
-    (benchmarks/middleware.py). A coroutine function, because by that servers tell ASGI 3 from 2.
+    Nothing of it waits, so it needs no coroutine of its own, which would be a fifth of what a call
+    costs, and one more frame each time that the application waits. Calling a closure costs 90 ns less
+    than calling an instance (benchmarks/middleware.py).
     """
     rules, forwarded = settings.rules(), settings.forwarded_rules()
     replaces = settings.replace_host or settings.replace_root_path
-    known: dict[Any, _KnownPeer] = {}
+    known: dict[Any, KnownPeer] = {}
     find = known.get
 
     def decide(scope: Scope) -> None:
@@ -243,9 +128,9 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
             # scope since.
             peer = connection.memo
             if peer is None or peer.rules is not rules:
-                peer = _KnownPeer(rules, forwarded, connection.peer, connection.preamble)
+                peer = KnownPeer(rules, forwarded, connection.peer, connection.preamble)
                 connection.memo = peer
-        if peer.wanted and not (peer.silent and _is_quiet(peer.wanted, scope["headers"])):
+        if peer.wanted and not (peer.silent and is_quiet(peer.wanted, scope["headers"])):
             peer.read(scope["headers"])
         if "extensions" in scope:
             extensions = {**(scope["extensions"] or {}), EXTENSION_KEY: peer.resolution}
@@ -268,56 +153,61 @@ def _bind(app: ASGIApp, settings: Settings) -> ASGIApp:
             # An outer one of us believed somebody whom this one does not.
             scope["scheme"] = scope["extensions"][OWN_SCHEME_KEY]
 
-    def answer(peer: _KnownPeer, scope: Scope) -> None:
-        """A peer that is known, and a scope as servers make it."""
-        headers = scope["headers"]
-        if peer.silent:
-            # _is_quiet without the call: a tenth of what such a request costs.
-            wanted = peer.wanted
-            for key, _ in headers:
-                if key in wanted:
-                    break
-            else:
-                scope["extensions"] = {EXTENSION_KEY: peer.quiet}
-                return
-        peer.read(headers)
-        scope["extensions"] = {EXTENSION_KEY: peer.resolution}
-        scope["client"] = peer.client
-        if peer.scheme is not None:
-            tell_scheme(scope, peer.scheme[scope["type"] == "websocket"])
-
-    async def real_ip(scope: Scope, receive: Receive, send: Send) -> None:
+    def real_ip(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         try:
             peer = find(scope["client"])
         except (KeyError, TypeError):
             peer = None
         if peer is None or "extensions" in scope:
             decide(scope)
-        elif peer.wanted:
-            answer(peer, scope)
-        else:
+        elif not peer.wanted:
             scope["extensions"] = {EXTENSION_KEY: peer.quiet}
-        if around is None:
-            await app(scope, receive, send)
         else:
-            await around(app, scope, receive, send)
+            headers = scope["headers"]
+            if peer.silent:
+                # is_quiet without the call: a tenth of what such a request costs.
+                wanted = peer.wanted
+                for key, _ in headers:
+                    if key in wanted:
+                        break
+                else:
+                    scope["extensions"] = {EXTENSION_KEY: peer.quiet}
+                    return app(scope, receive, send) if around is None else around(app, scope, receive, send)
+            peer.read(headers)
+            scope["extensions"] = {EXTENSION_KEY: peer.resolution}
+            scope["client"] = peer.client
+            if peer.scheme is not None:
+                tell_scheme(scope, peer.scheme[scope["type"] == "websocket"])
+        return app(scope, receive, send) if around is None else around(app, scope, receive, send)
 
-    return real_ip
+    return _as_coroutine_function(real_ip)
+
+
+def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> ASGIApp:
+    """Mark what returns a coroutine as what is one: by that servers tell ASGI 3 from 2."""
+    import inspect
+
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(function)
+    # Nothing but inspect reads this flag: what a call does is in the code.
+    code = function.__code__
+    function.__code__ = code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
+    return function
 
 
 def _foreign_peer(
-    scope: Scope, rules: Rules, forwarded: ForwardedRules, known: dict[Any, _KnownPeer] | None
-) -> _KnownPeer:
+    scope: Scope, rules: Rules, forwarded: ForwardedRules, known: dict[Any, KnownPeer] | None
+) -> KnownPeer:
     """Another server's, of which the scope is all we know."""
     outer = (scope.get("extensions") or {}).get(EXTENSION_KEY)
     if isinstance(outer, Resolution):
-        return _KnownPeer(rules, forwarded, outer.peer, outer.preamble)
+        return KnownPeer(rules, forwarded, outer.peer, outer.preamble)
     client = scope.get("client")
     # granian has an empty address for a Unix socket.
     if not client or not client[0]:
-        return _KnownPeer(rules, forwarded, _portless_peer(scope), None)
+        return KnownPeer(rules, forwarded, _portless_peer(scope), None)
     ip, port = client[0], port_number(client[1])
-    peer = _KnownPeer(rules, forwarded, Address(ip, port or None), None)
+    peer = KnownPeer(rules, forwarded, Address(ip, port or None), None)
     if not port:
         _warn_of_another_middleware()
     # Only where the scope's own client can stay as it is while nothing is replaced.

@@ -1,7 +1,5 @@
 """The value that both wire forms are read into."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ class Preamble(NamedTuple):
     tlv_area: bytes = b""
 
     @property
-    def tlvs(self) -> TLVs:
+    def tlvs(self) -> "TLVs":
         """The TLVs, decoded anew each time. Broken ones are left out and never raise."""
         # Imported when it is read: most connections have none, and most programs never look.
         from kongrealip.preamble.said import tlvs_of

@@ -12,12 +12,13 @@ _UNKNOWN = b"PROXY UNKNOWN"
 _ADDRESS = rb"([0-9A-Fa-f:.]*)"
 _LINE = re.compile(rb"PROXY TCP[46] " + _ADDRESS + rb" " + _ADDRESS + rb" ([0-9]+) ([0-9]+)\r\n")
 # Any beginning of such a line. With it a plain HTTP request or a TLS ClientHello is refused at
-# its first wrong byte, and does not sit there until the deadline.
-_BEGINNING = re.compile(
+# its first wrong byte, and does not sit there until the deadline. It and the next are compiled when
+# they are first needed: that takes as long as a fiftieth of importing the middleware, which never does.
+_BEGINNING = (
     rb"PROXY TCP[46] [0-9A-Fa-f:.]*(?: [0-9A-Fa-f:.]*(?: [0-9]*(?:(?<=[0-9]) [0-9]*(?:(?<=[0-9])\r)?)?)?)?"
 )
 _OPENINGS = (_UNKNOWN, b"PROXY TCP4 ", b"PROXY TCP6 ")
-_HTTP = re.compile(rb"[A-Z]+ (?:/|\*|https?:)")
+_HTTP = rb"[A-Z]+ (?:/|\*|https?:)"
 
 
 def parse(data: bytes) -> tuple[Preamble, int] | None:
@@ -30,7 +31,7 @@ def parse(data: bytes) -> tuple[Preamble, int] | None:
         # word, and a bare LF does not end the line.
         end = data.find(b"\r\n", len(_UNKNOWN))
         return None if end < 0 else (Preamble(1, "PROXY"), end + 2)
-    if _BEGINNING.fullmatch(data) or any(opening.startswith(data) for opening in _OPENINGS):
+    if re.fullmatch(_BEGINNING, data) or any(opening.startswith(data) for opening in _OPENINGS):
         return None
     raise PreambleError(*_reason(data))
 
@@ -46,7 +47,7 @@ def _addresses(line: re.Match[bytes]) -> Preamble:
 def _reason(data: bytes) -> tuple[str, str]:
     if data.startswith(b"PROXY "):
         return "malformed version 1 preamble", "malformed"
-    if _HTTP.match(data):
+    if re.match(_HTTP, data):
         return "plain HTTP reached a proxy_protocol port", "http"
     if data[:2] == b"\x16\x03":
         return "TLS without a preamble reached a proxy_protocol port", "tls"

@@ -4,8 +4,6 @@ Whether a peer is believed is Kong's own test and not nginx's (reference, sectio
 of the headers are the rules of its getters and of its runloop (section 9).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
@@ -85,7 +83,7 @@ class ForwardedRules:
         ssl = preamble.tlvs.ssl if preamble.tlv_area else None
         return preamble.destination_port == _HTTPS_PORT if ssl is None else ssl.over_tls
 
-    def said_of(self, resolution: Resolution, request: Request) -> Said:
+    def said_of(self, resolution: Resolution, request: "Request") -> "Said":
         """What the headers of a request come to, remembered in a bounded way."""
         headers = request.headers
         lines = tuple([(name, value) for name, value in headers if name in SAYING])
@@ -103,7 +101,7 @@ class ForwardedRules:
                 self._known[key] = said
         return said
 
-    def _say(self, believed: bool, scheme: str, request: Request, lines: Headers) -> Said:
+    def _say(self, believed: bool, scheme: str, request: "Request", lines: Headers) -> "Said":
         found = received(lines, self.most_lines) if believed else NOTHING
         told, sent = found
         port, prefix = self._outside(request.port), None if request.prefix == "/" else request.prefix
@@ -159,7 +157,7 @@ class ResolutionUnderRules(Resolution):
     rules: ClassVar[ForwardedRules]
 
 
-def _resolution_under(rules: ForwardedRules) -> type[ResolutionUnderRules]:
+def _resolution_under(rules: ForwardedRules) -> "type[ResolutionUnderRules]":
     class Bound(ResolutionUnderRules):
         __slots__ = ()
 

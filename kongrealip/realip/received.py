@@ -4,8 +4,6 @@ Two of its parts do that in two ways (reference, section 9), and nothing of it i
 header lines: who is believed is decided elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

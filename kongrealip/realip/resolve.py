@@ -6,8 +6,6 @@ package where a client's address is decided. Nothing that arrives from the netwo
 raise: whatever is not an address ends the walk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -81,12 +79,23 @@ class Rules:
         (nginx's OK). Separators are blanks and commas in any mixture.
         """
         text = line.decode("latin-1").strip(" ")
-        first, comma, rest = text.partition(",")
-        if not comma and " " not in text:
+        comma = text.find(",")
+        if comma < 0 and " " not in text:
             hop = parse_hop(text)
             return hop, hop is not None
-        if rest in self._trusted_rests and (hop := parse_hop(first.rstrip(" "))):
-            return hop, True
+        if comma > 0:
+            if len(text) - comma <= _LONGEST_REST and text[comma + 1 :] in self._trusted_rests:
+                hop = parse_hop(text[:comma].rstrip(" "))
+                if hop is not None:
+                    return hop, True
+            hop = parse_hop(text[text.rfind(",") + 1 :].lstrip(" "))
+            if hop is not None and not (self.recursive and self.networks.covers(hop[1])):
+                # What stands in front of it, be it long, is not even taken apart.
+                return hop, not self.recursive
+        return self._walk_entries(text)
+
+    def _walk_entries(self, text: str) -> tuple[_Hop | None, bool]:
+        """The same, entry by entry, of a line without blanks at its ends."""
         hop = None
         for token in reversed(split_line(text)):
             if not token:
@@ -99,13 +108,14 @@ class Rules:
             hop = next_hop
             if not self.recursive:
                 return hop, True
+        _, comma, rest = text.partition(",")
         if comma:
             self._remember(rest)
         return hop, hop is not None
 
     def _remember(self, rest: str) -> None:
         """Keep what stood behind a client and was all trusted: the same proxies come again."""
-        if len(rest) <= _LONGEST_REST:
+        if len(rest) < _LONGEST_REST:
             if len(self._trusted_rests) >= _REMEMBERED_RESTS:
                 self._trusted_rests.clear()
             self._trusted_rests.add(rest)
