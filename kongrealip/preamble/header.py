@@ -8,9 +8,11 @@ in any number of pieces. Where it is asked for, what the specification forbids i
 from __future__ import annotations
 
 from kongrealip.errors import PreambleError
-from kongrealip.preamble import v1, v2
 from kongrealip.preamble.model import Preamble
 from kongrealip.preamble.strict import LONGEST_LINE, check_v1, check_v2
+from kongrealip.preamble.v1 import parse as parse_v1
+from kongrealip.preamble.v2 import SIGNATURE
+from kongrealip.preamble.v2 import parse as parse_v2
 
 __all__ = ["DEFAULT_LIMIT", "REASONS", "Preamble", "parse"]
 
@@ -31,17 +33,17 @@ def parse(data: bytes, limit: int = DEFAULT_LIMIT, strict: bool = False) -> tupl
     where no continuation could make it one, or where it is longer than ``limit`` bytes. With
     ``strict`` more is refused, see :mod:`kongrealip.preamble.strict`; what is accepted is the same.
     """
-    if data[:12] == v2.SIGNATURE:
-        parsed = v2.parse(data, limit)
+    if data[:12] == SIGNATURE:
+        parsed = parse_v2(data, limit)
         if strict:
             check_v2(data)
         return parsed
-    if v2.SIGNATURE.startswith(data):
+    if len(data) < 12 and SIGNATURE.startswith(data):
         return None
     if strict:
         # What stands behind may not matter, neither for the answer nor for the reason.
         data, limit = data[:LONGEST_LINE], min(limit, LONGEST_LINE)
-    parsed = v1.parse(data)
+    parsed = parse_v1(data)
     if (len(data) if parsed is None else parsed[1] - 1) >= limit:
         raise PreambleError(f"preamble of more than {limit} bytes", "too_long")
     if strict and parsed is not None:
