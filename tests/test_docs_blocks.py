@@ -311,8 +311,9 @@ def test_no_variable_is_told_that_is_not_read(path: Path) -> None:
 
 def options_of(name: str) -> set[str]:
     assert isinstance(cli, click.Group)
-    assert name in cli.commands, name
-    parameters = cli.commands[name].params
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None, name
+    parameters = command.params
     return {option for one in parameters for option in [*one.opts, *one.secondary_opts]} | {"--help"}
 
 

@@ -222,7 +222,11 @@ def test_flags() -> None:
 # -- commands ----------------------------------------------------------------------------------
 
 assert isinstance(cli, click.Group)
-COMMANDS = cli.commands
+COMMANDS = {
+    name: command
+    for name in cli.list_commands(click.Context(cli))
+    if (command := cli.get_command(click.Context(cli), name))
+}
 
 
 def table_of(name: str) -> list[list[str]]:

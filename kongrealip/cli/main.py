@@ -9,20 +9,40 @@ import os
 import platform
 import signal
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
 from kongrealip import __version__
 from kongrealip.cli import options
-from kongrealip.cli.check import check
-from kongrealip.cli.decode import decode
-from kongrealip.cli.explain import explain
 from kongrealip.errors import KongRealIPError
+
+# Those that a server does not need: importing them would be a tenth of what its start costs.
+_ON_DEMAND = ("check", "decode", "explain")
+
+
+class _Commands(click.Group):
+    """A group of which some commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*self.commands, *_ON_DEMAND})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ON_DEMAND and cmd_name not in self.commands:
+            self.add_command(getattr(import_module(f"kongrealip.cli.{cmd_name}"), cmd_name))
+        return super().get_command(ctx, cmd_name)
+
+
+def _show_version(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
+    if is_asked:
+        click.echo(_version_line())
+        context.exit()
 
 
 def _version_line() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     parts = [f"kongrealip {__version__}", f"Python {platform.python_version()}"]
     for name in ("uvicorn", "uvloop"):
         try:
@@ -62,15 +82,17 @@ _access_log = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(message=_version_line())
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    callback=_show_version,
+    expose_value=False,
+    is_eager=True,
+    help="Show the version and exit.",
+)
 def cli() -> None:
     """The client's real address, decided exactly as Kong decides it."""
-
-
-cli.add_command(explain)
-cli.add_command(decode)
-cli.add_command(check)
 
 
 @cli.command()

@@ -1,7 +1,5 @@
 """One process or several: what ``serve`` and ``relay`` have in common."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

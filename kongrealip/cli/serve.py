@@ -1,14 +1,12 @@
 """``kongrealip serve``: from settings to a running server."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from kongrealip.cli import processes, whoami
+from kongrealip.cli import processes
 from kongrealip.cli.processes import Service, workers_of
 from kongrealip.cli.settings import load_settings
 from kongrealip.config import Listen, Settings
@@ -16,7 +14,6 @@ from kongrealip.config.check import serve_warnings
 from kongrealip.config.listen import HTTP_FLAGS, flags_of
 from kongrealip.errors import StartError
 from kongrealip.middleware.asgi import RealIPMiddleware
-from kongrealip.server import tls
 from kongrealip.server.asgi import Server, import_app
 from kongrealip.server.counters import Counters, keys_of
 from kongrealip.server.layers import layered, open_log
@@ -46,7 +43,11 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
 def _service(options: Options, environ: Mapping[str, str]) -> Service:
     settings, environ_of_app = read(options, environ)
     listens = (*settings.proxy_listen, *settings.status_listen)
-    contexts = tls.contexts(settings, listens)
+    contexts = {}
+    if any(listen.ssl for listen in listens):
+        from kongrealip.server import tls
+
+        contexts = tls.contexts(settings, listens)
 
     def prepare(counters: Counters, row: int) -> Callable[..., Server]:
         os.environ.update(environ_of_app)
@@ -100,6 +101,9 @@ def layers(application: Any, settings: Settings, counters: Counters, row: int) -
 
 def _application(options: Options, settings: Settings) -> Any:
     if options.app is None:
+        # Imported here: its page costs more than the server does.
+        from kongrealip.cli import whoami
+
         return whoami.application(settings)
     loaded = import_app(options.app, options.app_dir)
     if not options.factory:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging.config
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kongrealip.config import Settings
 from kongrealip.config.kongconf import parse_environment
-from kongrealip.config.proxy import ProxySettings, load_proxy
-from kongrealip.config.relay import RelaySettings, load_relay
 from kongrealip.errors import SettingsError, StartError
+
+if TYPE_CHECKING:
+    # Each server imports what is its own.
+    from kongrealip.config.proxy import ProxySettings
+    from kongrealip.config.relay import RelaySettings
 
 _LEVELS = {
     "debug": logging.DEBUG, "info": logging.INFO, "notice": logging.INFO, "warn": logging.WARNING,
@@ -56,6 +59,8 @@ def load_relay_settings(
     options: Mapping[str, str] = {},
 ) -> tuple[Settings, RelaySettings]:
     """The same for a relay; the words of the command line win over all of them."""
+    from kongrealip.config.relay import load_relay
+
     from_file = _from_file(env_file)
     content = None if conf is None else _content(conf)
     settings, relay = load_relay({**from_file, **environ}, content, options)
@@ -67,6 +72,8 @@ def load_proxy_settings(
     conf: str | None, env_file: str | None, environ: Mapping[str, str], options: Mapping[str, str] = {}
 ) -> tuple[Settings, ProxySettings]:
     """The same for a proxy."""
+    from kongrealip.config.proxy import load_proxy
+
     from_file = _from_file(env_file)
     content = None if conf is None else _content(conf)
     settings, proxy = load_proxy({**from_file, **environ}, content, options)
@@ -81,6 +88,9 @@ def load_every_setting(
 
     Of relay and proxy the upstreams have one name and two forms, so that the form tells whose they are.
     """
+    from kongrealip.config.proxy import load_proxy
+    from kongrealip.config.relay import load_relay
+
     from_file = _from_file(env_file)
     both = {**from_file, **environ}
     content = None if conf is None else _content(conf)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from kongrealip.config.findings import HINT, findings_of
-from kongrealip.config.proxy import ProxySettings
-from kongrealip.config.relay import RelaySettings
 from kongrealip.config.settings import Settings
+
+if TYPE_CHECKING:
+    from kongrealip.config.proxy import ProxySettings
+    from kongrealip.config.relay import RelaySettings
 
 _THIS_HOST = ("127.0.0.1", "::1", "localhost")
 

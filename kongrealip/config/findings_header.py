@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 
 from kongrealip.config.findings_model import (
     CLIENT,
@@ -80,6 +79,8 @@ def _rfc7239(door: Door) -> Finding:
 
 
 def _unknown(door: Door) -> Finding:
+    from difflib import get_close_matches
+
     lower = door.header.lower()
     near = get_close_matches(lower.replace("_", "-"), _SENT, n=1, cutoff=_ALIKE)
     meant = f"write {_USUAL.get(near[0], near[0])}" if near else "write X-Forwarded-For or X-Real-IP"

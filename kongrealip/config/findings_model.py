@@ -4,8 +4,6 @@ An example is not prose: it is put to :func:`kongrealip.realip.resolve.resolve` 
 question, and what it tells is what came out.
 """
 
-from __future__ import annotations
-
 import ipaddress
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -4,8 +4,6 @@ The pool of connections has Kong's own variables. Where to and how long to wait 
 in Kong and not to its configuration, so that is ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

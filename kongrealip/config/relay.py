@@ -4,8 +4,6 @@ What is Kong's own keeps its name and its meaning; a relay's upstream is no sett
 so it and all that belongs to it are ours.
 """
 
-from __future__ import annotations
-
 import ipaddress
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -1,9 +1,6 @@
 """Listening sockets: bound here, inherited from systemd, or one for each worker."""
 
-from __future__ import annotations
-
 import contextlib
-import ctypes
 import errno
 import logging
 import os
@@ -79,7 +76,7 @@ class Sockets:
             elif not one.inherited and one.sock.family != socket.AF_UNIX and one.sock.fileno() >= 0:
                 _drop_syn(one.sock)
 
-    def renewed(self, listens: Iterable[Listen], workers: int, defer: float) -> tuple[Sockets, Sockets]:
+    def renewed(self, listens: Iterable[Listen], workers: int, defer: float) -> "tuple[Sockets, Sockets]":
         """The sockets for other settings, and those of the present ones that they leave over.
 
         What stays is not opened anew, so its queue survives. Raises StartError where something
@@ -315,6 +312,8 @@ def _drop_syn(sock: socket.socket) -> None:
     A client whose SYN is dropped sends it again a second later and meets a closed port, or the
     next server.
     """
+    import ctypes
+
     program = b"".join(_INSTRUCTION.pack(*instruction) for instruction in _DROP_SYN)
     memory = ctypes.create_string_buffer(program)
     filter_of_four = struct.pack("HL", len(_DROP_SYN), ctypes.addressof(memory))

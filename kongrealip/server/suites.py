@@ -3,8 +3,6 @@
 The named suites are Kong's, which follow version 5.7 of Mozilla's guidelines for TLS servers.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import ssl

@@ -8,8 +8,6 @@ Workers are forked from a parent that has never imported the application, so eac
 imports it as it is by then. The parent owns the listening sockets; a queue outlives its worker.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import signal
