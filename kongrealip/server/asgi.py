@@ -226,37 +226,34 @@ class Server(uvicorn.Server):
         return made
 
     def _shake_hands(self, arrival: Arrival) -> None:
-        self._reception.handshakes[arrival] = None
-        arrival.handshake = self._loop.create_task(self._open_tls(arrival))
-        arrival.handshake.add_done_callback(partial(self._end_handshake, arrival))
-
-    def _end_handshake(self, arrival: Arrival, task: asyncio.Task[None]) -> None:
-        self._reception.handshakes.pop(arrival, None)
-        # The connection lives on, and need not keep the task.
-        arrival.handshake = None
-
-    async def _open_tls(self, arrival: Arrival) -> None:
         made = self._make_protocol(arrival)
-        context = self._doors[arrival.listener].context
-        timeout = max(_LOOK_SECONDS, arrival.deadline - self._loop.time())
-        try:
-            await self._loop.connect_accepted_socket(
-                lambda: made, arrival.sock, ssl=context,
-                ssl_handshake_timeout=timeout, ssl_shutdown_timeout=_GOODBYE_SECONDS,
-            )  # fmt: skip
-        except (OSError, asyncio.CancelledError) as error:
-            # The garbage collector comes too seldom for these two. The exception and a frame of
-            # asyncio hold each other, and a quarter of a megabyte; so do the protocol and its
-            # parser, which are parted when a connection is lost, and this one was never made.
-            error.__traceback__ = None
-            if isinstance(made, HTTP1Protocol):
-                made.parser = None  # type: ignore[assignment]
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            if isinstance(error, ConnectionAbortedError):
-                self._reception.time_out_handshake(arrival)
-            else:
-                self._reception.fail_handshake(arrival, error)
+        opening = self._loop.connect_accepted_socket(
+            lambda: made, arrival.sock, ssl=self._doors[arrival.listener].context,
+            ssl_handshake_timeout=max(_LOOK_SECONDS, arrival.deadline - self._loop.time()),
+            ssl_shutdown_timeout=_GOODBYE_SECONDS,
+        )  # fmt: skip
+        arrival.handshake = _run_to_end(opening, partial(self._end_handshake, arrival, made))
+        if arrival.handshake is not None:
+            self._reception.handshakes[arrival] = None
+
+    def _end_handshake(self, arrival: Arrival, made: asyncio.Protocol, end: BaseException) -> None:
+        self._reception.handshakes.pop(arrival, None)
+        # The connection lives on, and need not keep what it has waited for.
+        arrival.handshake = None
+        if isinstance(end, StopIteration):
+            return
+        # The garbage collector comes too seldom for these two. The exception and a frame of
+        # asyncio hold each other, and a quarter of a megabyte; so do the protocol and its
+        # parser, which are parted when a connection is lost, and this one was never made.
+        end.__traceback__ = None
+        if isinstance(made, HTTP1Protocol):
+            made.parser = None  # type: ignore[assignment]
+        if isinstance(end, ConnectionAbortedError):
+            self._reception.time_out_handshake(arrival)
+        elif isinstance(end, OSError):
+            self._reception.fail_handshake(arrival, end)
+        elif not isinstance(end, asyncio.CancelledError):
+            raise end
 
     def _refuse_stray(self, connection: Connection) -> None:
         self._reception.tell(connection, "a PROXY preamble reached a port without proxy_protocol")
@@ -296,14 +293,24 @@ def _http2_protocol(make: Callable[..., Any], http1: type[HTTP1Protocol], *argum
     return made
 
 
-def _run_to_end(opening: Coroutine[Any, Any, object]) -> None:
-    """Run a coroutine that waits for one future, without a task.
+def _raise_unless_lost(end: BaseException) -> None:
+    """How a connection without TLS ends its opening: well, or with the transport closed."""
+    if not isinstance(end, (StopIteration, OSError)):
+        raise end
 
-    A task would cost more than the coroutine: two per cent of a connection, for a wait that is
-    over at the loop's next turn and can only end well or with the transport closed.
+
+def _run_to_end(
+    opening: Coroutine[Any, Any, object], at_end: Callable[[BaseException], None] = _raise_unless_lost
+) -> asyncio.Future[object] | None:
+    """Run a coroutine that waits for one future, without a task, which would cost more than the coroutine.
+
+    Returns that future as long as it is waited for: who cancels it, cancels the coroutine.
+    ``at_end`` is told what has ended the coroutine; StopIteration is success.
     """
     try:
         waiter: asyncio.Future[object] = opening.send(None)
-        waiter.add_done_callback(lambda _: _run_to_end(opening))
-    except (StopIteration, OSError):
-        pass
+    except (Exception, asyncio.CancelledError) as end:
+        at_end(end)
+        return None
+    waiter.add_done_callback(lambda _: _run_to_end(opening, at_end))
+    return waiter

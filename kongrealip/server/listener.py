@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import os
+import select
 import socket
 
 from kongrealip.address import Address
@@ -83,6 +84,8 @@ class Listener:
         # What had to be taken of preambles that are longer than most.
         self._held: dict[int, bytes] = {}
         self._paused: asyncio.TimerHandle | None = None
+        self._queue = select.poll()
+        self._queue.register(sock, select.POLLIN)
         reception.listeners.append(self)
         self._loop.add_reader(sock, self._accept)
 
@@ -123,8 +126,11 @@ class Listener:
         """Accept no more than ``room``, and say whether there was anything."""
         accepted: list[tuple[socket.socket, Address]] = []
         try:
-            while len(accepted) < room and (connection := self._accept_one()):
+            while connection := self._accept_one():
                 accepted.append(connection)
+                # Most come alone, and to ask costs a fifth of accepting nothing.
+                if len(accepted) == room or not self._queue.poll(0):
+                    break
         finally:
             self._cells[self._accepted] += len(accepted)
             # All are accepted before the first is read: it takes a moment, and that is the moment

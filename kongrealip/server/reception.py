@@ -27,7 +27,7 @@ _AUTO_CONNECTIONS = 16384
 
 
 class Handshake(Protocol):
-    """What does TLS for an arrival: a task, or something else that can be told to stop."""
+    """What does TLS for an arrival, or what it waits for: something that can be told to stop."""
 
     def cancel(self) -> object: ...
 
