@@ -18,6 +18,8 @@ IPV4_LAST = 0xFFFF_FFFF_FFFF
 _BROADCAST = 0xFFFF_FFFF
 
 _OCTET_TEXTS = tuple([str(octet) for octet in range(256)])
+_OCTETS = frozenset([text.encode() for text in _OCTET_TEXTS])
+_LONGEST_IPV4 = 15
 # The decimal octets as everybody writes them, and what each comes to in its place: looking up costs
 # less than shifting. What is not here takes the slow way.
 _FIRST, _SECOND, _THIRD, _FOURTH = [
@@ -55,6 +57,21 @@ def parse_hop(text: str) -> tuple[str, int, int] | None:
         else:
             return None if number == IPV4_LAST else (text, number, 0)
     return _odd_address(text, parts) or _with_port(text)
+
+
+def plain_ipv4(text: bytes) -> str | None:
+    """An IPv4 address as everybody writes it, or None where it is spelt otherwise or is something else.
+
+    What most header lines are, in half the time that it takes to read whatever they may hold.
+    """
+    if len(text) <= _LONGEST_IPV4:
+        parts = text.split(b".")
+        if len(parts) == 4:
+            a, b, c, d = parts
+            octets = _OCTETS
+            if a in octets and b in octets and c in octets and d in octets and text != b"255.255.255.255":
+                return text.decode("ascii")
+    return None
 
 
 def _odd_address(text: str, parts: list[str]) -> tuple[str, int, int] | None:

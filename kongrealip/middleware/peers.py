@@ -37,7 +37,6 @@ class KnownPeer(PeerResolver):
         "_longest_line",
         "_name",
         "_names_scheme",
-        "_own_client",
         "client",
         "line",
         "own_scheme",
@@ -64,7 +63,6 @@ class KnownPeer(PeerResolver):
         self._names_scheme = self._name in SCHEME_SPELLINGS and len(self.wanted) > 1
         self._longest_line = -1 if self._names_scheme else _LONGEST_LINE
         self.own_scheme = _TLS if forwarded.preamble_says_https(self.quiet) else None
-        self._own_client = _client_of(self.unchanged)
         self._answer(self.quiet)
         self.silent = True
         self.scheme = self.own_scheme
@@ -108,10 +106,10 @@ class KnownPeer(PeerResolver):
         return self.own_scheme if told is None else _SCHEMES.get(told.lower(), self.own_scheme)
 
     def _walk(self, line: bytes) -> None:
-        hop = self.rules.walk_line(line)[0]
+        reached = self.rules.reached(line)
         self.line = line if len(line) <= self._longest_line else None
-        self.resolution = self._replaced(hop)
-        self.client = self._own_client if hop is None else (hop[0], hop[2])
+        self.resolution = self._replaced(reached)
+        self.client = reached or _client_of(self.unchanged)
 
     def _answer(self, resolution: Resolution) -> None:
         self.line = None

@@ -9,7 +9,7 @@ raise: whatever is not an address ends the walk.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kongrealip.address import Address, parse_hop
+from kongrealip.address import Address, parse_hop, plain_ipv4
 from kongrealip.preamble import Preamble
 from kongrealip.realip.networks import UNIX, TrustedNetworks
 
@@ -19,6 +19,7 @@ PEER = "peer"
 _ALL_LINES = "X-Forwarded-For"
 _REMEMBERED_RESTS = 4096
 _LONGEST_REST = 256
+_REMEMBERED_PEERS = 1024
 
 # Takes half the time of Address() and Resolution(), which are Python code.
 _new = tuple.__new__
@@ -45,7 +46,7 @@ class Resolution(NamedTuple):
 class Rules:
     """What the operator decided: whom to trust, which header to read, how far to walk."""
 
-    __slots__ = ("_trusted_rests", "all_lines", "header", "header_name", "networks", "recursive")
+    __slots__ = ("_judged", "_trusted_rests", "all_lines", "header", "header_name", "networks", "recursive")
 
     def __init__(self, networks: TrustedNetworks, header: str, recursive: bool) -> None:
         self.networks = networks
@@ -59,6 +60,24 @@ class Rules:
             None if header == PROXY_PROTOCOL else header.encode("utf-8", "surrogateescape").lower()
         )
         self._trusted_rests: set[str] = set()
+        self._judged: dict[str, tuple[str, bool]] = {}
+
+    def judge(self, peer: Address) -> tuple[Address, bool]:
+        """The peer as nginx prints it, and whether it is trusted.
+
+        Remembered by its address: each connection has a port of its own, and balancers are few.
+        """
+        ip, port = peer
+        if ip == UNIX:
+            return judge_peer(self.networks, peer)
+        judged = self._judged.get(ip)
+        if judged is None:
+            if len(self._judged) >= _REMEMBERED_PEERS:
+                self._judged.clear()
+            (printed, _), trusted = judge_peer(self.networks, peer)
+            judged = self._judged[ip] = printed, trusted
+        printed, trusted = judged
+        return peer if printed == ip else Address(printed, port), trusted
 
     def walk(self, lines: Sequence[bytes]) -> _Hop | None:
         """The hop that a trusted peer's header lines lead to, or None to keep the peer."""
@@ -71,6 +90,14 @@ class Rules:
             if not (whole_line and self.recursive and hop and self.networks.covers(hop[1])):
                 break
         return reached
+
+    def reached(self, line: bytes) -> tuple[str, int] | None:
+        """Where a single line leads: address and port, or 0, or None to keep the peer."""
+        ip = plain_ipv4(line)
+        if ip is not None:
+            return ip, 0
+        hop = self.walk_line(line)[0]
+        return None if hop is None else (hop[0], hop[2])
 
     def walk_line(self, line: bytes) -> tuple[_Hop | None, bool]:
         """Walk one line from its right end, on behalf of a trusted hop.
@@ -150,7 +177,7 @@ class PeerResolver:
         self._kind = kind
         self._header = rules.header
         self._preamble = preamble
-        self._peer, trusted = judge_peer(rules.networks, peer)
+        self._peer, trusted = rules.judge(peer)
         fields = (self._peer, self._peer, trusted, PEER, preamble)
         self.unchanged = _new(kind, fields)
         self.fixed: Resolution | None = None
@@ -164,13 +191,14 @@ class PeerResolver:
         """Decide from the header's lines in order of arrival, as raw bytes."""
         if self.fixed is not None or not lines:
             return self.fixed or self.unchanged
-        return self._replaced(self.rules.walk(lines))
+        hop = self.rules.walk(lines)
+        return self._replaced(None if hop is None else (hop[0], hop[2]))
 
-    def _replaced(self, hop: _Hop | None) -> Resolution:
+    def _replaced(self, reached: tuple[str, int] | None) -> Resolution:
         """The peer's port is not kept: it belongs to the balancer's connection."""
-        if hop is None:
+        if reached is None:
             return self.unchanged
-        client = _new(Address, (hop[0], hop[2] or None))
+        client = _new(Address, (reached[0], reached[1] or None))
         return _new(self._kind, (client, self._peer, True, self._header, self._preamble))
 
 
@@ -179,12 +207,12 @@ def resolve(rules: Rules, peer: Address, preamble: Preamble | None, lines: Seque
     return PeerResolver(rules, peer, preamble).resolve(lines)
 
 
-def _from_preamble(preamble: Preamble | None) -> _Hop | None:
+def _from_preamble(preamble: Preamble | None) -> tuple[str, int] | None:
     if preamble is None or preamble.source_ip is None:
         return None
     hop = parse_hop(preamble.source_ip)
     # The port is the preamble's own, whatever a version 1 address text carried.
-    return None if hop is None else (hop[0], hop[1], preamble.source_port or 0)
+    return None if hop is None else (hop[0], preamble.source_port or 0)
 
 
 def judge_peer(networks: TrustedNetworks, peer: Address) -> tuple[Address, bool]:
