@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 COUNT ?= 2000
 SEED ?= 1
 
-.PHONY: demo lab test differential lint benchmark faults clean
+.PHONY: demo lab test differential lint bench faults soak clean
 
 demo: $(VENV)/demo
 	@$(BIN)/kongrealip demo
@@ -43,15 +43,14 @@ $(VENV)/test: $(BIN)/python pyproject.toml requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --requirement requirements-dev.txt
 	@touch $@ $(VENV)/demo
 
-# Paired CPU ratios to uvicorn, and of the relay to HAProxy and others; each program says what it measures and against which bar.
-benchmark: $(VENV)/test
-	$(BIN)/python -m benchmarks.imports
-	$(BIN)/python -m benchmarks.middleware
-	$(BIN)/python -m benchmarks.server
-	$(BIN)/python -m benchmarks.http2
-	$(BIN)/python -m benchmarks.relay
-	$(BIN)/python -m benchmarks.proxy
-	$(BIN)/python -m benchmarks.view
+$(VENV)/bench: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+# Beside others that do the same, in a quarter of an hour: CPU time, wall clock and memory, each with its
+# bar, written to build/benchmarks. benchmarks/README.md says how to read it.
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks.suite
 
 # Servers that are attacked, crowded, killed, renewed and ended, each figure against its bar. Takes
 # three quarters of an hour; short versions are part of the tests.
@@ -60,3 +59,7 @@ faults: $(VENV)/test
 	$(BIN)/python -m benchmarks.faults_processes
 	$(BIN)/python -m benchmarks.faults_hostile
 	$(BIN)/python -m benchmarks.faults_relay
+
+# Mixed traffic for half an hour: no wrong client, no growth. The machine should have nothing else to do.
+soak: $(VENV)/test
+	$(BIN)/python -m benchmarks.soak

@@ -1,34 +1,34 @@
 """CPU time and rate of HTTP/2 behind TLS with a preamble, to the same without one.
 
-Both are listeners of one process, so neither can be the one that had a bad start. Server and load
-have a core each, rounds are short and alternate, and what counts is the median of the ratios of
-neighbouring rounds. The last column is the same load on uvicorn bare, another process.
+Both are listeners of one process, so neither can be the one that had a bad start. The last side is
+the same load on uvicorn bare, another process.
 
-    python -m benchmarks.http2 [--starts 5] [--rounds 15] [--requests 2400]
+    python -m benchmarks.http2 [--effort 1.0] [--only request]
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import socket
 import ssl
-import statistics
 import struct
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from benchmarks.server import HOST, PREAMBLE, Running, cpu_seconds, free_port, open_connection, process
-from kongrealip.server.tls import self_signed
+from benchmarks.comparison import OURS
+from benchmarks.contest import Contest, Extent, Row, parser_of, run
+from benchmarks.cost import LOAD_CORE, SERVER_CORE, on_core, tree
+from benchmarks.load import HOST, PREAMBLE_V2, Side, client_tls, opened
+from benchmarks.servers import BALANCERS, UVICORN, Job, Pair, certificate_pair, python, uvicorn
+from tests.running import free_port
 
+WHOLE = Extent(starts=5, rounds=15)
+WITHOUT = "without a preamble"
 CONNECTIONS = 8
 # CPU may cost 1/0.95 of what it costs without.
-BAR = 1 / 0.95
+_BARS = {WITHOUT: 1 / 0.95}
 _HEADERS, _SETTINGS, _WINDOW_UPDATE = 1, 4, 8
 _END_STREAM, _END_HEADERS = 1, 4
 
@@ -90,14 +90,14 @@ class Connection:
         return ends
 
 
-def opened(server: Running, context: ssl.SSLContext) -> Connection:
-    return Connection(open_connection(server, context, BEGIN))
+def begun(side: Side) -> Connection:
+    return Connection(opened(PREAMBLE_V2, side, BEGIN))
 
 
-def connections(server: Running, context: ssl.SSLContext, count: int) -> None:
+def connections(side: Side, count: int) -> None:
     """Connections with one request each, a few at a time."""
     for _ in range(count // CONNECTIONS):
-        batch = [opened(server, context) for _ in range(CONNECTIONS)]
+        batch = [begun(side) for _ in range(CONNECTIONS)]
         for connection in batch:
             connection.ask(1)
         for connection in batch:
@@ -105,9 +105,9 @@ def connections(server: Running, context: ssl.SSLContext, count: int) -> None:
             connection.sock.close()
 
 
-def requests(streams: int, server: Running, context: ssl.SSLContext, count: int) -> None:
+def requests(streams: int, side: Side, count: int) -> None:
     """Requests on a few connections that stay open, some at a time on each."""
-    batch = [opened(server, context) for _ in range(CONNECTIONS)]
+    batch = [begun(side) for _ in range(CONNECTIONS)]
     for _ in range(count // CONNECTIONS // streams):
         for connection in batch:
             connection.ask(streams)
@@ -117,112 +117,52 @@ def requests(streams: int, server: Running, context: ssl.SSLContext, count: int)
         connection.sock.close()
 
 
-Load = Callable[[Running, ssl.SSLContext, int], None]
+@contextmanager
+def started(names: Sequence[str]) -> Iterator[Mapping[str, Side]]:
+    with ExitStack() as stack, on_core(SERVER_CORE):
+        pair = certificate_pair(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        sides = {**ours(stack, pair), UVICORN: bare(stack, pair)}
+        with on_core(LOAD_CORE):
+            yield {name: sides[name] for name in names}
 
 
-class Row(NamedTuple):
-    name: str
-    load: Load
-    share: float
-
-
-ROWS = [
-    Row("connection, one request", connections, 0.04),
-    Row("request, one stream", partial(requests, 1), 1),
-    Row("request, 32 streams at once", partial(requests, 32), 3.2),
-]
-
-
-class Cost(NamedTuple):
-    """Of one unit, in microseconds."""
-
-    cpu: float
-    wall: float
-
-
-def ours(stack: ExitStack, pair: tuple[str, str]) -> tuple[Running, Running]:
-    """The two listeners of one process: without and with a preamble."""
+def ours(stack: ExitStack, pair: Pair) -> dict[str, Side]:
+    """The two listeners of one process."""
     without, with_ = free_port(), free_port()
     environ = {
-        "KONG_TRUSTED_IPS": "127.0.0.0/8",
+        "KONG_TRUSTED_IPS": BALANCERS,
         "KONG_REAL_IP_HEADER": "proxy_protocol",
         "KONG_PROXY_LISTEN": f"{HOST}:{without} ssl http2, {HOST}:{with_} ssl http2 proxy_protocol",
-        "KONG_SSL_CERT": pair[0],
-        "KONG_SSL_CERT_KEY": pair[1],
+        "KONG_SSL_CERT": str(pair.certificate),
+        "KONG_SSL_CERT_KEY": str(pair.key),
     }
     command = ["kongrealip", "serve", "benchmarks.app:app", "--no-access-log"]
-    pid = stack.enter_context(process(command, with_, environ))
-    return Running(pid, without, b"", True), Running(pid, with_, PREAMBLE, True)
+    pids = tree(stack.enter_context(python([without, with_], *command, environ=environ)).pid)
+    context = http2_tls()
+    return {OURS: Side(with_, pids, True, context), WITHOUT: Side(without, pids, False, context)}
 
 
-def uvicorn(stack: ExitStack, pair: tuple[str, str]) -> Running:
+def bare(stack: ExitStack, pair: Pair) -> Side:
     port = free_port()
-    command = ["uvicorn", "benchmarks.app:app", "--port", str(port), "--no-access-log", "--no-proxy-headers"]
-    command += ["--http", "zttp", "--http2", "--ssl-certfile", pair[0], "--ssl-keyfile", pair[1]]
-    return Running(stack.enter_context(process(command, port, {})), port, b"", True)
+    program = stack.enter_context(uvicorn(Job(pair.key.parent, port, pair), "--http", "zttp", "--http2"))
+    return Side(port, tree(program.pid), False, http2_tls())
 
 
-def client_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+def http2_tls() -> ssl.SSLContext:
+    context = client_tls()
     context.set_alpn_protocols(["h2"])
     return context
 
 
-def cost_of(load: Load, server: Running, context: ssl.SSLContext, count: int) -> Cost:
-    cpu, wall = cpu_seconds(server.pid), time.perf_counter()
-    load(server, context, count)
-    wall = time.perf_counter() - wall
-    return Cost((cpu_seconds(server.pid) - cpu) / count * 1e6, wall / count * 1e6)
-
-
-def measure(row: Row, pair: tuple[str, str], options: argparse.Namespace) -> list[tuple[Cost, ...]]:
-    """Costs without preamble, with one, and of uvicorn bare, round by round."""
-    context, count = client_context(), int(options.requests * row.share)
-    measured = []
-    for _ in range(options.starts):
-        with ExitStack() as stack:
-            servers = (*ours(stack, pair), uvicorn(stack, pair))
-            for number in range(options.rounds + 1):
-                # Each order as often as the other, so that a machine that gets slower favours none.
-                order = servers if number % 2 else servers[::-1]
-                cost = {server: cost_of(row.load, server, context, count) for server in order}
-                if number:  # the first round warms up
-                    measured.append(tuple(cost[server] for server in servers))
-    return measured
-
-
-def show(row: Row, measured: list[tuple[Cost, ...]]) -> None:
-    def median(ratio: Callable[[Cost, Cost, Cost], float]) -> float:
-        return statistics.median(ratio(*costs) for costs in measured)
-
-    cpu = median(lambda without, with_, bare: with_.cpu / without.cpu)
-    rate = median(lambda without, with_, bare: without.wall / with_.wall)
-    to_uvicorn = median(lambda without, with_, bare: with_.cpu / bare.cpu)
-    without_us, with_us, bare_us = (
-        statistics.median(cost.cpu for cost in column) for column in zip(*measured, strict=True)
-    )
-    print(
-        f"{row.name:28} cpu {cpu:.3f} (bar {BAR:.2f})  rate {rate:.3f}  cpu to uvicorn {to_uvicorn:.3f}"
-        f"   without {without_us:7.1f} us, with {with_us:7.1f} us, uvicorn {bare_us:7.1f} us"
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--starts", type=int, default=5, help="of the servers")
-    parser.add_argument("--rounds", type=int, default=15, help="for each start")
-    parser.add_argument("--requests", type=int, default=2400, help="in each round")
-    options = parser.parse_args()
-    os.sched_setaffinity(0, {1})
-    print(f"HTTP/2 behind TLS, with a preamble to without, {options.starts} x {options.rounds} paired rounds")
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("certificate", "key")]
-        for file, text in zip(files, self_signed(), strict=True):
-            file.write_text(text)
-        for row in ROWS:
-            show(row, measure(row, (str(files[0]), str(files[1])), options))
+def contest() -> Contest:
+    rows = [
+        Row("connection, one request", connections, 96, "connection", bars=_BARS),
+        Row("request, one stream", partial(requests, 1), 2400, "request", bars=_BARS),
+        # A multiple of eight connections' 32 streams.
+        Row("request, 32 streams at once", partial(requests, 32), 7680, "request", bars=_BARS),
+    ]
+    return Contest(rows, [OURS, WITHOUT, UVICORN], started)
 
 
 if __name__ == "__main__":
-    main()
+    run("http2", [contest()], WHOLE, parser_of(__doc__).parse_args())

@@ -1,26 +1,30 @@
-"""The middleware's own cost for each call, to that of uvicorn's ProxyHeadersMiddleware.
+"""What a middleware costs a call, beside others that find the client in X-Forwarded-For.
 
-"Own" is the time of the whole call less that of the application alone. Rounds are short and
-alternate, and what counts is the median of the ratios of neighbouring rounds.
+"Own" is the cost of the whole call less that of the application alone, measured in the same round.
+Every side gets requests of the same kind, made just before the clock starts, and is asked once
+beforehand whether it knows the client: who does not has a note.
 
-    python -m benchmarks.middleware [--rounds 25]
+    python -m benchmarks.middleware [--effort 0.2]
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice, repeat
+from typing import Any, NamedTuple
 
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-
+from benchmarks.comparison import OURS, Case, Sample, less, main, measure, timed
+from benchmarks.middleware_peers import PEERS, Setting
 from kongrealip import RealIPMiddleware
 
 Scope = dict[str, Any]
+#: A client, and the forwarding header that its request comes with.
+Line = tuple[str, str | None]
+
 BALANCER = ("10.0.0.1", 1234)
+STRANGER = ("8.8.8.8", 1)
 THREE = ["127.0.0.0/8", "10.0.0.0/8", "192.168.0.0/16"]
 HEADERS = [
     (b"host", b"example.com"),
@@ -31,10 +35,18 @@ HEADERS = [
     (b"x-request-id", b"abc"),
     (b"cookie", b"a=b"),
 ]
+ALONE, TEN = "application alone", "kongrealip, 10 networks"
+ROUNDS = 31
+# Of who takes a microsecond; fewer could not be told from the clock's own steps.
+LEAST_CALLS = 200
+
+
+#: Whom the application saw last.
+seen: list[Any] = [None]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    pass
+    seen[0] = scope["client"]
 
 
 def request(client: tuple[str, int], forwarded: str | None = None) -> Scope:
@@ -57,43 +69,27 @@ def request(client: tuple[str, int], forwarded: str | None = None) -> Scope:
     }
 
 
-def new_clients(hops: int) -> Iterator[str]:
-    """Forwarding headers, each with a client that was not there before."""
+def new_clients(hops: int = 1, forged: int = 0, new_proxies: bool = False) -> Iterator[Line]:
+    """Each with a client that was not there before. Behind it stand ``hops`` less one proxies, before
+    it what it has made up itself.
+
+    As in a real installation the first proxy is one of a fleet, and then come the same ones again and
+    again, unless all are to be new.
+    """
     numbers = random.Random(1)
+    lies = [f"198.18.0.{number}" for number in range(forged)]
+    steady = [f"10.2.0.{number}" for number in range(hops - 2)]
     for number in range(1 << 30):
-        client = ".".join(str(numbers.randrange(1, 255)) for _ in range(3))
-        proxies = ["", f", 10.1.2.{number % 255}, 192.168.3.4"][hops > 1]
-        yield f"203.{client}{proxies}"
+        client = f"203.{numbers.randrange(1, 255)}.{numbers.randrange(1, 255)}.{numbers.randrange(1, 255)}"
+        proxies = [f"10.1.2.{number % 255}", *steady] if hops > 1 else []
+        if new_proxies:
+            first = number * hops
+            proxies = [f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(first, first + hops - 1)]
+        yield client, ", ".join([*lies, client, *proxies])
 
 
-def nanoseconds(middleware: Any, scopes: list[Scope]) -> float:
-    """CPU time of a call. The scope is copied for each, because the middleware changes it."""
-    start = time.process_time_ns()
-    for scope in scopes:
-        call = middleware(scope.copy(), None, None)
-        try:  # noqa: SIM105 - suppress() would cost as much as what is measured
-            call.send(None)
-        except StopIteration:
-            pass
-    return (time.process_time_ns() - start) / len(scopes)
-
-
-def compare(
-    networks: list[str], make: Callable[[int], list[Scope]], rounds: int, count: int
-) -> tuple[float, float, float]:
-    """The median ratio, and the medians of both own costs."""
-    theirs = ProxyHeadersMiddleware(app, networks)
-    ours = RealIPMiddleware(
-        app, trusted_ips=networks, real_ip_header="X-Forwarded-For", real_ip_recursive=True
-    )
-    measured = []
-    for number in range(rounds + 1):
-        scopes = make(count)
-        alone, one, other = (nanoseconds(middleware, scopes) for middleware in (app, theirs, ours))
-        if number:
-            measured.append((one - alone, other - alone))
-    ratio = statistics.median(b / a for a, b in measured)
-    return ratio, statistics.median(a for a, _ in measured), statistics.median(b for _, b in measured)
+def same_client(hops: int) -> Iterator[Line]:
+    return repeat(next(new_clients(hops)))
 
 
 def many_networks(count: int) -> list[str]:
@@ -102,47 +98,118 @@ def many_networks(count: int) -> list[str]:
     return [*others[: count - 1], "10.0.0.0/8"]
 
 
-def growth(rounds: int) -> float:
-    """Own cost with 100,000 networks to that with 10."""
-    few, many = (
-        RealIPMiddleware(app, trusted_ips=many_networks(count), real_ip_header="X-Forwarded-For")
-        for count in (10, 100_000)
+def ours(application: Any, setting: Setting) -> Any:
+    return RealIPMiddleware(
+        application,
+        trusted_ips=setting.networks,
+        real_ip_header="X-Forwarded-For",
+        real_ip_recursive=True,
     )
-    clients = new_clients(1)
-    ratios = []
-    for _ in range(rounds):
-        scopes = [request(BALANCER, next(clients)) for _ in range(2000)]
-        alone, one, other = (nanoseconds(middleware, scopes) for middleware in (app, few, many))
-        ratios.append((other - alone) / (one - alone))
-    return statistics.median(ratios)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25)
-    rounds = parser.parse_args().rounds
-    one, three = new_clients(1), new_clients(3)
-    silent = request(BALANCER)
-    untrusted = request(("8.8.8.8", 1), "1.2.3.4")
-    same = request(BALANCER, "203.0.113.7")
+def cost(middleware: Any, scopes: Sequence[Scope]) -> Sample:
+    """Of a call. The scope is copied for each, because the middleware changes it."""
 
-    def fresh(clients: Iterator[str]) -> Callable[[int], list[Scope]]:
-        return lambda count: [request(BALANCER, next(clients)) for _ in range(count)]
+    def call_all() -> None:
+        for scope in scopes:
+            call = middleware(scope.copy(), None, None)
+            try:  # noqa: SIM105 - suppress() would cost as much as what is measured
+                call.send(None)
+            except StopIteration:
+                pass
 
-    rows: list[tuple[str, float, list[str], Callable[[int], list[Scope]], int]] = [
-        ("no header", 0.6, THREE, lambda count: [silent] * count, 2000),
-        ("untrusted peer", 0.7, THREE, lambda count: [untrusted] * count, 2000),
-        ("one hop, the same client", 0.4, THREE, lambda count: [same] * count, 2000),
-        ("one hop, new clients", 0.45, THREE, fresh(one), 2000),
-        ("three hops, new clients", 0.45, THREE, fresh(three), 2000),
-        ("1,000 networks, new clients", 0.02, many_networks(1000), fresh(one), 200),
-    ]
-    print(f"own cost to uvicorn's ProxyHeadersMiddleware, median of {rounds} paired rounds")
-    for name, bar, networks, make, count in rows:
-        ratio, theirs, ours = compare(networks, make, rounds, count)
-        print(f"{name:28} {ratio:.3f} (bar {bar:.2f})   uvicorn {theirs:8.0f} ns, ours {ours:6.0f} ns")
-    print(f"{'100,000 networks to 10':28} {growth(rounds):.3f} (bar 2.00)")
+    return timed(call_all, len(scopes))
+
+
+def nanoseconds(middleware: Any, scopes: Sequence[Scope]) -> float:
+    return cost(middleware, scopes).cpu * 1e9
+
+
+class Row(NamedTuple):
+    name: str
+    bar: float | None
+    lines: Iterator[Line]
+    hops: int = 1
+    networks: Sequence[str] = THREE
+    peer: tuple[str, int] = BALANCER
+    calls: int = 1000
+
+    def middlewares(self) -> dict[str, Any]:
+        """Ours and all that can do this row's work."""
+        setting = Setting(self.networks, self.hops)
+        by_networks = len(self.networks) > len(THREE)
+        peers = {name: peer for name, peer in PEERS.items() if not (by_networks and peer.counts_hops)}
+        return {OURS: ours(app, setting)} | {name: peer.make(app, setting) for name, peer in peers.items()}
+
+    def scopes(self, calls: int) -> list[Scope]:
+        return [request(self.peer, line) for _, line in islice(self.lines, calls)]
+
+
+def rows() -> Iterator[Row]:
+    yield Row("no header", 0.5, repeat((BALANCER[0], None)))
+    yield Row("untrusted peer", 0.6, repeat((STRANGER[0], "1.2.3.4")), peer=STRANGER)
+    for hops in (1, 3, 20):
+        yield Row(f"{counted(hops)}, the same client", 0.35, same_client(hops), hops)
+    for hops, bar in ((1, 0.4), (3, 0.4), (20, 0.55)):
+        yield Row(f"{counted(hops)}, new clients", bar, new_clients(hops), hops)
+    yield Row("20 hops, all of them new", 0.55, new_clients(20, new_proxies=True), 20)
+    yield Row("19 forged entries and a real one, new clients", 0.35, new_clients(forged=19))
+    for count, least, calls in ((1000, 0.015, 100), (100_000, None, 3)):
+        networks = many_networks(count)
+        yield Row(f"{count:,} networks, new clients", least, new_clients(), networks=networks, calls=calls)
+
+
+def counted(hops: int) -> str:
+    return f"{hops} hop{'s' * (hops > 1)}"
+
+
+def own_costs(row: Row, middlewares: dict[str, Any], effort: float) -> dict[str, list[Sample]]:
+    """Of each, round by round."""
+    calls = max(2, round(row.calls * min(1, effort * 10)))
+
+    def sample(middleware: Any, count: int) -> Sample:
+        return cost(middleware, row.scopes(count))
+
+    quick = {ALONE: app, OURS: middlewares[OURS]}
+    work = {name: partial(sample, middleware, calls) for name, middleware in middlewares.items()}
+    work |= {name: partial(sample, one, max(calls, LEAST_CALLS)) for name, one in quick.items()}
+    measured = measure(work, max(2, round(ROUNDS * effort)))
+    alone = measured.pop(ALONE)
+    return {name: less(samples, alone) for name, samples in measured.items()}
+
+
+def remarks(row: Row, middlewares: dict[str, Any]) -> dict[str, str]:
+    """What each does not do, and whom it took for the client if not the client."""
+    told = {}
+    for name, middleware in middlewares.items():
+        client, line = next(row.lines)
+        cost(middleware, [request(row.peer, line)])
+        remark = PEERS[name].note if name in PEERS else ""
+        wrong = "" if seen[0][0] == client else f"answers {seen[0][0]} for {client}"
+        told[name] = "; ".join(filter(None, (remark, wrong)))
+    return {name: text for name, text in told.items() if text}
+
+
+def compare(row: Row, effort: float) -> Case:
+    middlewares = row.middlewares()
+    notes = remarks(row, middlewares)
+    bars = {} if row.bar is None else {"uvicorn ProxyHeaders": row.bar}
+    return Case("middleware", row.name, "call", own_costs(row, middlewares, effort), bars, notes=notes)
+
+
+def growth(effort: float) -> Case:
+    """What 100,000 networks cost beside 10."""
+    few, many = (Setting(many_networks(count), 1) for count in (10, 100_000))
+    row = Row("100,000 networks beside 10, new clients", None, new_clients())
+    sides = own_costs(row, {OURS: ours(app, many), TEN: ours(app, few)}, effort)
+    return Case("middleware", row.name, "call", sides, {TEN: 1.6})
+
+
+def cases(effort: float) -> Iterator[Case]:
+    for row in rows():
+        yield compare(row, effort)
+    yield growth(effort)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, cases)

@@ -9,36 +9,35 @@ in a second is the inverse of the CPU time of a request, so that the bars are ra
   FastAPI in ``examples``, and the smallest that can be, which only gives two bytes. An ASGI
   application that asks an upstream, and does nothing about headers, reaches 0.55 of the latter.
 
-The elapsed time is shown beside it and judged by nothing: on a machine with two cores the load
-is what limits nginx. Rounds are short and alternate, and the median of the ratios within a round
-counts. At last a gigabyte is streamed through, each way, and the sidecar's memory must stay flat.
+The table tells the CPU time of ours to theirs, the inverse of these. The elapsed time is shown
+beside it and judged by nothing: on a machine with two cores the load is what limits nginx. At last
+a gigabyte is streamed through, each way, and the sidecar's memory must stay flat.
 
-    python -m benchmarks.proxy [--starts 5] [--rounds 11] [--requests 4000] [--megabytes 1024]
+    python -m benchmarks.proxy [--effort 1.0] [--megabytes 1024]
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import socket
-import statistics
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-from benchmarks.server import HOST, REQUEST, Running, cpu_seconds
-from tests.nginx import binary
-from tests.running import clean_environ, free_port, running
+from benchmarks.comparison import OURS
+from benchmarks.contest import Contest, Extent, Row, parser_of, run
+from benchmarks.cost import LOAD_CORE, SERVER_CORE, cpu_seconds, on_core, tree
+from benchmarks.load import HOST, REQUEST, Side
+from benchmarks.servers import BALANCERS, NGINX, python
+from tests.balancers import programs
+from tests.running import free_port
 
-OURS, NGINX, FASTAPI, SMALLEST = "sidecar", "nginx", "FastAPI", "smallest"
-PROXY_CORE, LOAD_CORE = 0, 1
-#: Ours to theirs, in requests a second.
-BARS = {NGINX: 0.2, FASTAPI: 0.6, SMALLEST: 0.6}
+WHOLE = Extent(starts=5, rounds=11)
+FASTAPI, SMALLEST = "FastAPI", "smallest"
+#: CPU time of ours to theirs: the inverse of requests a second.
+BARS = {NGINX: 1 / 0.2, FASTAPI: 1 / 0.6, SMALLEST: 1 / 0.6}
 OPEN = 32
 # What memory may grow by while a gigabyte passes.
 FLAT_MEGABYTES = 8
@@ -46,22 +45,22 @@ _PIECE = bytes(1 << 16)
 _WASTE = bytearray(1 << 18)
 
 UPSTREAM = """
-server {{
-    listen {host}:{port};
+server {
+    listen 127.0.0.1:PORT;
     keepalive_requests 1000000;
     default_type text/plain;
-    location / {{ return 200 ok; }}
-}}
+    location / { return 200 ok; }
+}
 """
 # With the lines of Kong's own template, as far as a plain nginx has them.
 PROXY = """
-upstream behind {{ server {host}:{upstream}; keepalive 512; keepalive_requests 10000; }}
+upstream behind { server UPSTREAM; keepalive 512; keepalive_requests 10000; }
 set_real_ip_from 127.0.0.0/8;
 real_ip_header X-Real-IP;
-server {{
-    listen {host}:{port};
+server {
+    listen 127.0.0.1:PORT;
     keepalive_requests 1000000;
-    location / {{
+    location / {
         proxy_http_version 1.1;
         proxy_set_header Connection keep-alive;
         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
@@ -73,61 +72,46 @@ server {{
         proxy_pass_header Server;
         proxy_pass_header Date;
         proxy_pass http://behind;
-    }}
-}}
+    }
+}
 """
 
 
-class Cost(NamedTuple):
-    """Microseconds of a request."""
-
-    cpu: float
-    wall: float
-
-
-def start(
-    stack: ExitStack, core: int, command: Sequence[str | Path], environ: Mapping[str, str], port: int
-) -> Running:
-    """Start a server on a core; whatever is started stays where its parent was."""
-    os.sched_setaffinity(0, {core})
-    program = stack.enter_context(running(command, {**clean_environ(), **environ}, [port]))
-    os.sched_setaffinity(0, {LOAD_CORE})
-    return Running(program.pid, port, b"", False)
+def nginx(stack: ExitStack, core: int, server: str) -> Side:
+    port = free_port()
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    config = f"http {{ access_log off; {server.replace('PORT', str(port))} }}"
+    with on_core(core):
+        program = stack.enter_context(programs.nginx(folder, config, port))
+    return Side(port, tree(program.pid))
 
 
-def nginx(stack: ExitStack, core: int, port: int, server: str) -> Running:
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
-    conf = Path(folder, "nginx.conf")
-    conf.write_text(
-        f"daemon off; master_process off; pid {folder}/pid; error_log stderr;\n"
-        f"events {{}} http {{ access_log off; {temporary} {server} }}\n"
-    )
-    return start(stack, core, [binary(), "-p", folder, "-c", str(conf), "-e", "stderr"], {}, port)
+def ours(stack: ExitStack, *command: str) -> Side:
+    port = free_port()
+    environ = {"KONG_TRUSTED_IPS": BALANCERS, "KONG_PROXY_LISTEN": f"{HOST}:{port}"}
+    with on_core(SERVER_CORE):
+        arguments = ["kongrealip", *command, "--no-access-log"]
+        program = stack.enter_context(python([port], *arguments, environ=environ))
+    return Side(port, tree(program.pid))
 
 
-def ours(stack: ExitStack, port: int, *command: str) -> Running:
-    environ = {"KONG_TRUSTED_IPS": "127.0.0.0/8", "KONG_PROXY_LISTEN": f"{HOST}:{port}"}
-    arguments = [sys.executable, "-m", "kongrealip", *command, "--no-access-log"]
-    return start(stack, PROXY_CORE, arguments, environ, port)
+@contextmanager
+def started(names: Sequence[str]) -> Iterator[Mapping[str, Side]]:
+    with ExitStack() as stack:
+        upstream = f"{HOST}:{nginx(stack, LOAD_CORE, UPSTREAM).port}"
+        sides = {
+            OURS: ours(stack, "proxy", "--upstream", f"http://{upstream}"),
+            NGINX: nginx(stack, SERVER_CORE, PROXY.replace("UPSTREAM", upstream)),
+            FASTAPI: ours(stack, "serve", "examples.fastapi_app:app"),
+            SMALLEST: ours(stack, "serve", "benchmarks.app:app"),
+        }
+        yield {name: sides[name] for name in names}
 
 
-def servers(stack: ExitStack) -> dict[str, Running]:
-    upstream, ports = free_port(), [free_port() for _ in range(4)]
-    nginx(stack, LOAD_CORE, upstream, UPSTREAM.format(host=HOST, port=upstream))
-    return {
-        OURS: ours(stack, ports[0], "proxy", "--upstream", f"http://{HOST}:{upstream}"),
-        NGINX: nginx(stack, PROXY_CORE, ports[1], PROXY.format(host=HOST, port=ports[1], upstream=upstream)),
-        FASTAPI: ours(stack, ports[2], "serve", "examples.fastapi_app:app"),
-        SMALLEST: ours(stack, ports[3], "serve", "benchmarks.app:app"),
-    }
-
-
-def keep_alive(port: int, count: int) -> None:
+def keep_alive(side: Side, count: int) -> None:
     """Requests on connections that stay open. All answers are of one size."""
     with ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_connection((HOST, port))) for _ in range(OPEN)]
+        socks = [stack.enter_context(socket.create_connection((HOST, side.port))) for _ in range(OPEN)]
         socks[0].sendall(REQUEST)
         time.sleep(0.05)
         size = len(socks[0].recv(65536))
@@ -138,36 +122,9 @@ def keep_alive(port: int, count: int) -> None:
                 receive_all(sock, size)
 
 
-def cost_of(server: Running, requests: int) -> Cost:
-    cpu, begin = cpu_seconds(server.pid), time.perf_counter()
-    keep_alive(server.port, requests)
-    wall = time.perf_counter() - begin
-    return Cost((cpu_seconds(server.pid) - cpu) / requests * 1e6, wall / requests * 1e6)
-
-
-def rounds_of(running: Mapping[str, Running], rounds: int, requests: int) -> list[dict[str, Cost]]:
-    measured, names = [], list(running)
-    for number in range(rounds + 1):
-        names = [*names[1:], names[0]]
-        costs = {name: cost_of(running[name], requests) for name in names}
-        if number:  # the first round warms up
-            measured.append({name: costs[name] for name in running})
-    return measured
-
-
-def show(measured: Sequence[Mapping[str, Cost]]) -> None:
-    for name in measured[0]:
-        cpu, wall = (
-            statistics.median(column) for column in zip(*[one[name] for one in measured], strict=True)
-        )
-        text = f"{name:10} {cpu:7.1f} us of CPU a request, elapsed {wall:7.1f} us"
-        if name in BARS:
-            ratios = [one[name].cpu / one[OURS].cpu for one in measured]
-            lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
-            verdict = "met" if median >= BARS[name] else "MISSED"
-            text += f"   ours to it {median:.3f} (half of the rounds {lower:.3f} to {upper:.3f})"
-            text += f", bar {BARS[name]:.2f} at least: {verdict}"
-        print(text, flush=True)
+def contest() -> Contest:
+    row = Row("request passed on, keep-alive", keep_alive, 4000, "request", bars=BARS)
+    return Contest([row], [OURS, *BARS], started)
 
 
 class BulkUpstream:
@@ -237,14 +194,14 @@ def stream(size: int) -> None:
     for name, load in (("to the client", download), ("to the upstream", upload)):
         with ExitStack() as stack:
             urls = [f"http://{HOST}:{one.port}" for one in (small, upstream)]
-            proxies = [ours(stack, free_port(), "proxy", "--upstream", url) for url in urls]
+            proxies = [ours(stack, "proxy", "--upstream", url) for url in urls]
             load(proxies[0].port, size >> 6)
-            before = memory(proxies[0].pid)[1]
-            cpu, begin = cpu_seconds(proxies[1].pid), time.perf_counter()
+            before = memory(proxies[0].pids[0])[1]
+            cpu, begin = cpu_seconds(proxies[1].pids), time.perf_counter()
             load(proxies[1].port, size)
             wall = time.perf_counter() - begin
-            cpu = cpu_seconds(proxies[1].pid) - cpu
-            after, most = memory(proxies[1].pid)
+            cpu = cpu_seconds(proxies[1].pids) - cpu
+            after, most = memory(proxies[1].pids[0])
         verdict = "met" if most - before <= FLAT_MEGABYTES else "MISSED"
         print(
             f"{size >> 20} MB {name}: memory at most {before:.1f} MB for {size >> 26} MB,"
@@ -255,21 +212,10 @@ def stream(size: int) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--starts", type=int, default=5, help="of all servers")
-    parser.add_argument("--rounds", type=int, default=11, help="for each start")
-    parser.add_argument("--requests", type=int, default=4000, help="in each round")
+if __name__ == "__main__":
+    parser = parser_of(__doc__)
     parser.add_argument("--megabytes", type=int, default=1024, help="to stream each way")
     options = parser.parse_args()
-    measured = []
-    for _ in range(options.starts):
-        with ExitStack() as stack:
-            measured += rounds_of(servers(stack), options.rounds, options.requests)
-    print(f"median of {options.starts} x {options.rounds} rounds of {options.requests} requests")
-    show(measured)
-    stream(options.megabytes << 20)
-
-
-if __name__ == "__main__":
-    main()
+    run("proxy", [contest()], WHOLE, options)
+    with on_core(LOAD_CORE):
+        stream(options.megabytes << 20)

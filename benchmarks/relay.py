@@ -1,30 +1,28 @@
-"""CPU time and throughput of the relay to HAProxy's, Envoy's and the proxy-protocol package's.
+"""CPU time and throughput of the relay, beside those of HAProxy, nginx, Envoy and the proxy-protocol package.
 
 The relays have one core; client and upstream share the other, do little, and are yet what limits
-the throughput of who splices. Rounds are short and alternate, and what counts is the median of the
-ratios within a round: the machine's speed drifts, but not much in that time.
+the throughput of who splices.
 
-    python -m benchmarks.relay [--only bulk,connection,chain,roundtrip] [--starts 7] [--rounds 13]
+    python -m benchmarks.relay [--effort 1.0] [--only bulk,chain] [--beside HAProxy,Envoy]
     python -m benchmarks.relay --line     what a gigabyte costs in messages of 1 KB to 1 MB
     python -m benchmarks.relay --noise    with another HAProxy in our place: what equals come to
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
 import socket
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.comparison import OURS, Case
+from benchmarks.contest import Contest, Extent, Row, cases_of, parser_of, run
+from benchmarks.cost import SERVER_CORE, on_core, tree
+from benchmarks.load import CLIENT, CLIENT_PORT, HOST, IN_FLIGHT, PREAMBLE_V2, Side
 from benchmarks.relay_load import (
     connections,
     downward,
@@ -36,21 +34,20 @@ from benchmarks.relay_load import (
     upward,
 )
 from benchmarks.relay_mode import MODES
-from benchmarks.server import HOST, PREAMBLE, cpu_seconds
+from benchmarks.servers import BALANCERS, HAPROXY, NGINX
 from tests.balancers import programs, test_envoy
 from tests.balancers.test_envoy import typed
 from tests.running import Program, clean_environ, free_port, running
 
-OURS, HAPROXY, BEST, ENVOY, PACKAGE = "ours", "HAProxy", "HAProxy best", "Envoy", "package"
-RELAY_CORE, LOAD_CORE = 0, 1
-PREAMBLE_CLIENT = ("203.0.113.7", 40001)
-IN_FLIGHT, OPEN = 8, 32
+AREA = "relay"
+WHOLE = Extent(starts=4, rounds=10)
+SPLICING, ENVOY, PACKAGE = "HAProxy splicing", "Envoy", "proxyprotocol-server"
+OPEN = 32
 BULK_BYTES, CONNECTIONS, ROUND_TRIPS = 256 << 20, 800, 6400
 LINE_KILOBYTES = (1, 4, 16, 64, 256, 1024)
 LINE_BYTES, LINE_MESSAGES = 64 << 20, 4000
-# When the client has all answers, a relay is still closing the last connections.
-SETTLE_SECONDS = 0.005
-PATIENCE_SECONDS = 60
+GIGABYTE = 1e9
+_ONLY_VERSION_1 = "sends version 1, and has no other"
 
 
 class Job(NamedTuple):
@@ -74,7 +71,7 @@ def relay_of_ours(job: Job, *command: str) -> AbstractContextManager[Program]:
     listen = f"{HOST}:{job.port}" + " proxy_protocol" * job.accepts
     options = ["--listen", listen, "--upstream", f"{HOST}:{job.upstream.port}"]
     options += ["--send-proxy", "v2" if job.sends else "off"]
-    environ = clean_environ() | {"KONG_TRUSTED_IPS": "127.0.0.0/8"}
+    environ = clean_environ() | {"KONG_TRUSTED_IPS": BALANCERS}
     start = [sys.executable, "-m", *command, "relay", *options]
     return running(start, environ, [job.port])
 
@@ -102,8 +99,17 @@ global
 """
 
 
-def haproxy_best(job: Job) -> AbstractContextManager[Program]:
+def haproxy_splicing(job: Job) -> AbstractContextManager[Program]:
     return haproxy(job, _SPLICE)
+
+
+@contextmanager
+def haproxy_in_bulk(job: Job) -> Iterator[Program]:
+    """Splices, and is asked in the end whether it did; of small messages it may not splice all."""
+    with haproxy_splicing(job) as program:
+        yield program
+        if (share := spliced_share(job.folder)) < 0.95:
+            raise SystemExit(f"{SPLICING} spliced {share:.0%} only: are pipes allowed?")
 
 
 def spliced_share(folder: Path) -> float:
@@ -114,6 +120,20 @@ def spliced_share(folder: Path) -> float:
         lines = sock.makefile().read().splitlines()
     counters = dict(line.split(": ", 1) for line in lines if ": " in line)
     return int(counters["TotalSplicedBytesOut"]) / int(counters["TotalBytesOut"])
+
+
+def nginx(job: Job) -> AbstractContextManager[Program]:
+    config = f"""
+stream {{
+    server {{
+        listen {HOST}:{job.port} {"proxy_protocol" * job.accepts};
+        set_real_ip_from {BALANCERS};
+        proxy_pass {HOST}:{job.upstream.port};
+        {"proxy_protocol on;" * job.sends}
+    }}
+}}
+"""
+    return programs.nginx(job.folder, config, job.port)
 
 
 def envoy(job: Job) -> AbstractContextManager[Program]:
@@ -137,89 +157,65 @@ def package(job: Job) -> AbstractContextManager[Program]:
     return running(command, clean_environ(), [job.port])
 
 
-class Row(NamedTuple):
-    """A load, and what the relay's CPU time may be at most in terms of another one's."""
-
-    name: str
-    load: Callable[[int, int], None]
-    amount: int
-    unit: str
-    bars: Mapping[str, float]
-    # In terms of what BEST passes on in the same time.
-    least_throughput: float | None = None
+STARTS: Mapping[str, Start] = {
+    OURS: ours,
+    HAPROXY: haproxy,
+    SPLICING: haproxy_splicing,
+    NGINX: nginx,
+    ENVOY: envoy,
+    PACKAGE: package,
+}
 
 
-class Contest(NamedTuple):
-    """Relays that do the same job, each in a process of its own, and the loads that they are put to."""
-
-    name: str
-    rows: Sequence[Row]
-    relays: Mapping[str, Start]
-    accepts: bool = False
-    sends: bool = False
-
-
-PER_GB, MICROSECONDS = "s/GB", "us"
-PER_UNIT = {PER_GB: 1e9, MICROSECONDS: 1e6}
-ALL = {OURS: ours, HAPROXY: haproxy, ENVOY: envoy, PACKAGE: package}
+def bulk(starts: Mapping[str, Start]) -> Contest:
+    bars, wall_bars = {HAPROXY: 0.3, SPLICING: 1.05, ENVOY: 0.45}, {SPLICING: 1.0}
+    rows = [
+        Row(f"bulk, {name}", load, BULK_BYTES, "GB", GIGABYTE, bars, wall_bars)
+        for name, load in {"client to upstream": upward, "upstream to client": downward}.items()
+    ]
+    return Contest(rows, list(starts), partial(started, {**starts, SPLICING: haproxy_in_bulk}))
 
 
-def bulk() -> Contest:
-    bars = {HAPROXY: 0.3, BEST: 1.05, ENVOY: 0.45}
-    loads = {"bulk, client to upstream": upward, "bulk, upstream to client": downward}
-    rows = [Row(name, load, BULK_BYTES, PER_GB, bars, 1.0) for name, load in loads.items()]
-    return Contest("bulk", rows, {OURS: ours, HAPROXY: haproxy, BEST: haproxy_best, ENVOY: envoy})
-
-
-def connection() -> Contest:
+def connection(starts: Mapping[str, Start]) -> Contest:
     bars = {HAPROXY: 1.4, ENVOY: 0.85, PACKAGE: 0.37}
     load = partial(connections, IN_FLIGHT, b"")
-    row = Row("connection, one small request, v2 out", load, CONNECTIONS, MICROSECONDS, bars)
-    return Contest("connection", [row], ALL, sends=True)
+    row = Row("connection, one small request, v2 out", load, CONNECTIONS, "connection", bars=bars)
+    return Contest([row], list(starts), partial(started, starts, sends=True), {NGINX: _ONLY_VERSION_1})
 
 
-def chain() -> Contest:
-    load = partial(connections, IN_FLIGHT, PREAMBLE)
-    row = Row("connection, one small request, v2 in and out", load, CONNECTIONS, MICROSECONDS, {})
+def chain(starts: Mapping[str, Start]) -> Contest:
+    load = partial(connections, IN_FLIGHT, PREAMBLE_V2)
+    row = Row("chain, a connection with v2 in and v2 out", load, CONNECTIONS, "connection")
     # The package accepts no preamble.
-    relays = {name: start for name, start in ALL.items() if name != PACKAGE}
-    return Contest("chain", [row], relays, accepts=True, sends=True)
+    names = [name for name in starts if name != PACKAGE]
+    start = partial(started, starts, accepts=True, sends=True)
+    return Contest([row], names, start, {NGINX: _ONLY_VERSION_1})
 
 
-def roundtrip() -> Contest:
-    name, load = f"64 bytes there and back, {OPEN} connections", partial(round_trips, OPEN)
-    row = Row(name, load, ROUND_TRIPS, MICROSECONDS, {HAPROXY: 1.2, PACKAGE: 0.75})
-    return Contest("roundtrip", [row], ALL)
+def roundtrip(starts: Mapping[str, Start]) -> Contest:
+    name, load = f"roundtrip of 64 bytes, {OPEN} connections", partial(round_trips, OPEN)
+    row = Row(name, load, ROUND_TRIPS, "round trip", bars={HAPROXY: 1.2, PACKAGE: 0.75})
+    return Contest([row], list(starts), partial(started, starts))
 
 
-def line() -> Contest:
+def line(starts: Mapping[str, Start]) -> Contest:
     """From which size splicing pays, in messages each of which waits for an answer to the last."""
     rows = [
-        Row(f"messages of {size} KB", partial(messages, size << 10), amount, PER_GB, {})
+        Row(f"messages of {size} KB", partial(messages, size << 10), amount, "GB", GIGABYTE)
         for size in LINE_KILOBYTES
         for amount in [min(LINE_BYTES, LINE_MESSAGES * size << 10)]
     ]
     modes: dict[str, Start] = {mode: partial(in_mode, mode) for mode in MODES}
-    return Contest("line", rows, {OURS: ours, **modes, HAPROXY: haproxy, BEST: haproxy_best})
+    starts = {OURS: starts[OURS], **modes, HAPROXY: haproxy, SPLICING: haproxy_splicing}
+    return Contest(rows, list(starts), partial(started, starts))
 
 
-CONTESTS = {contest.name: contest for contest in (bulk(), connection(), chain(), roundtrip())}
+def contests(starts: Mapping[str, Start]) -> list[Contest]:
+    return [make(starts) for make in (bulk, connection, chain, roundtrip)]
 
 
-class Cost(NamedTuple):
-    """Of one unit."""
-
-    cpu: float
-    wall: float
-
-
-class Relay(NamedTuple):
-    name: str
-    program: Program
-    folder: Path
-
-
-Round = Mapping[str, Cost]
+def cases(effort: float) -> Iterator[Case]:
+    return cases_of(AREA, contests(STARTS), WHOLE.scaled(effort))
 
 
 def start_upstream(stack: ExitStack, has_preamble: bool) -> Program:
@@ -228,128 +224,42 @@ def start_upstream(stack: ExitStack, has_preamble: bool) -> Program:
     return stack.enter_context(running(command, clean_environ(), [port]))
 
 
-def start_relays(stack: ExitStack, contest: Contest) -> Mapping[str, Relay]:
-    upstream = start_upstream(stack, contest.sends)
-    relays = {}
-    # Whatever is started stays on the core of who starts it.
-    os.sched_setaffinity(0, {RELAY_CORE})
-    for name, start in contest.relays.items():
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        job = Job(folder, free_port(), upstream, contest.accepts, contest.sends)
-        relays[name] = Relay(name, stack.enter_context(start(job)), folder)
-    os.sched_setaffinity(0, {LOAD_CORE})
-    return relays
+@contextmanager
+def started(
+    starts: Mapping[str, Start], names: Sequence[str], *, accepts: bool = False, sends: bool = False
+) -> Iterator[Mapping[str, Side]]:
+    with ExitStack() as stack:
+        upstream = start_upstream(stack, sends)
+        sides = {}
+        for name in names:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            job = Job(folder, free_port(), upstream, accepts, sends)
+            with on_core(SERVER_CORE):
+                program = stack.enter_context(starts[name](job))
+            if sends:
+                check_preamble(name, job)
+            sides[name] = Side(job.port, tree(program.pid), accepts)
+        yield sides
 
 
-def check_preamble(relay: Relay, accepts: bool) -> None:
+def check_preamble(name: str, job: Job) -> None:
     """The upstream is to learn of the client, or of who the client says it relays."""
-    preamble, client = shown_preamble(relay.program.port, PREAMBLE if accepts else b"")
-    if accepts:
-        client = PREAMBLE_CLIENT
+    preamble, client = shown_preamble(job.port, PREAMBLE_V2 if job.accepts else b"")
+    if job.accepts:
+        client = CLIENT, CLIENT_PORT
     if not names_client(preamble, *client):
-        raise SystemExit(f"{relay.name} sends {preamble.hex()!r} for {client}")
-
-
-def give_up(name: str, *_: object) -> None:
-    raise TimeoutError(f"{name} does not come to the end of a round")
-
-
-def cost_of(row: Row, relay: Relay) -> Cost:
-    pid, port = relay.program.pid, relay.program.port
-    signal.signal(signal.SIGALRM, partial(give_up, relay.name))
-    cpu, begin = cpu_seconds(pid), time.perf_counter()
-    signal.alarm(PATIENCE_SECONDS)
-    row.load(port, row.amount)
-    signal.alarm(0)
-    wall = time.perf_counter() - begin
-    time.sleep(SETTLE_SECONDS)
-    scale = PER_UNIT[row.unit] / row.amount
-    return Cost((cpu_seconds(pid) - cpu) * scale, wall * scale)
-
-
-def rounds_of(row: Row, relays: Mapping[str, Relay], rounds: int) -> list[Round]:
-    measured: list[Round] = []
-    names = list(relays)
-    for number in range(rounds + 1):
-        # Each is now first and now last, so that a machine that gets slower favours none.
-        names = [*names[1:], names[0]]
-        order = names if number % 2 else names[::-1]
-        costs = {name: cost_of(row, relays[name]) for name in order}
-        if number:  # the first round warms up
-            measured.append({name: costs[name] for name in relays})
-    return measured
-
-
-def measure(contest: Contest, starts: int, rounds: int) -> list[list[Round]]:
-    """All rounds of each row, over several starts: a process is fast or slow for as long as it lives."""
-    measured: list[list[Round]] = [[] for _ in contest.rows]
-    for _ in range(starts):
-        with ExitStack() as stack:
-            relays = start_relays(stack, contest)
-            if contest.sends:
-                for relay in relays.values():
-                    check_preamble(relay, contest.accepts)
-            for row, rows in zip(contest.rows, measured, strict=True):
-                rows += rounds_of(row, relays, rounds)
-            check_splicing(contest, relays)
-    return measured
-
-
-def check_splicing(contest: Contest, relays: Mapping[str, Relay]) -> None:
-    # Small messages it does not splice.
-    if contest.name == "bulk" and (share := spliced_share(relays[BEST].folder)) < 0.95:
-        raise SystemExit(f"{BEST} spliced {share:.0%} only: are pipes allowed?")
-
-
-def show(row: Row, measured: Sequence[Round]) -> None:
-    print(row.name)
-    for name in measured[0]:
-        costs = [one[name] for one in measured]
-        cpu, wall = (statistics.median(column) for column in zip(*costs, strict=True))
-        text = f"  {name:13} {cpu:8.3f} {row.unit}, elapsed {wall:8.3f}"
-        if name != OURS:
-            ratios = [one[OURS].cpu / one[name].cpu for one in measured]
-            text += f"   ours to it {judged(ratios, most=row.bars.get(name))}"
-        print(text)
-    if row.least_throughput:
-        ratios = [one[BEST].wall / one[OURS].wall for one in measured]
-        print(f"  throughput to that of {BEST} {judged(ratios, least=row.least_throughput)}")
-    sys.stdout.flush()
-
-
-def judged(ratios: Sequence[float], most: float | None = None, least: float | None = None) -> str:
-    lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
-    text = f"{median:.3f} (half of the rounds {lower:.3f} to {upper:.3f})"
-    if most is not None:
-        text += f", bar {most:.2f} at most: {'met' if median <= most else 'MISSED'}"
-    if least is not None:
-        text += f", bar {least:.2f} at least: {'met' if median >= least else 'MISSED'}"
-    return text
-
-
-def with_stand_in(contest: Contest) -> Contest:
-    stand_in = haproxy_best if BEST in contest.relays else haproxy
-    return contest._replace(relays={**contest.relays, OURS: stand_in})
+        raise SystemExit(f"{name} sends {preamble.hex()!r} for {client}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--starts", type=int, default=7, help="of all relays")
-    parser.add_argument("--rounds", type=int, default=13, help="for each start")
-    parser.add_argument("--only", default="", help="names of contests, with commas between")
+    parser = parser_of(__doc__)
     parser.add_argument("--line", action="store_true", help="cost of a gigabyte by the size of messages")
     parser.add_argument("--noise", action="store_true", help="another HAProxy in our place")
     options = parser.parse_args()
-    os.sched_setaffinity(0, {LOAD_CORE})
-    names = options.only.split(",") if options.only else list(CONTESTS)
-    contests = [line()] if options.line else [CONTESTS[name] for name in names]
-    print(f"median of {options.starts} x {options.rounds} rounds, each of which tries all relays")
-    for contest in map(with_stand_in, contests) if options.noise else contests:
-        measured = measure(contest, options.starts, options.rounds)
-        for row, rounds in zip(contest.rows, measured, strict=True):
-            show(row, rounds)
-        if sockets_lack_memory():
-            print("  Other programs hold so much memory of sockets that these figures say little.")
+    starts = {**STARTS, OURS: haproxy_splicing} if options.noise else STARTS
+    run(AREA, [line(starts)] if options.line else contests(starts), WHOLE, options)
+    if sockets_lack_memory():
+        print("Other programs hold so much memory of sockets that these figures say little.")
 
 
 if __name__ == "__main__":

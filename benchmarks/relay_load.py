@@ -17,7 +17,8 @@ import struct
 from contextlib import ExitStack
 from pathlib import Path
 
-HOST = "127.0.0.1"
+from benchmarks.load import HOST, Side, connected
+
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 # What a message asks for, by its first byte. SWALLOW and GIVE are followed by a number of bytes.
 SWALLOW, GIVE, ANSWER, ECHO, SHOW = b"SGAEP"
@@ -90,10 +91,13 @@ class Upstream:
 
 
 def _split(data: bytes) -> tuple[bytes, bytes]:
-    """The preamble, of version 2, and what came with it."""
-    if not data.startswith(SIGNATURE):
+    """The preamble, and what came with it."""
+    if data.startswith(SIGNATURE):
+        end = 16 + int.from_bytes(data[14:16])
+    elif data.startswith(b"PROXY "):
+        end = data.index(b"\r\n") + 2
+    else:
         raise ConnectionAbortedError("no preamble")
-    end = 16 + int.from_bytes(data[14:16])
     return data[:end], data[end:]
 
 
@@ -122,32 +126,25 @@ def _swallow(sock: socket.socket, count: int) -> None:
         count -= got
 
 
-def _opened(port: int) -> socket.socket:
-    """Without the name look-up of create_connection(), a good part of what that costs."""
-    sock = socket.socket()
-    sock.connect((HOST, port))
-    return sock
-
-
-def upward(port: int, count: int) -> None:
+def upward(relay: Side, count: int) -> None:
     """Bytes from the client to the upstream, on one connection."""
-    with _opened(port) as sock:
+    with connected(relay.port) as sock:
         sock.sendall(_BULK.pack(SWALLOW, count))
         _give(sock, count)
         _expect(sock, DONE)
 
 
-def downward(port: int, count: int) -> None:
+def downward(relay: Side, count: int) -> None:
     """Bytes from the upstream to the client, on one connection."""
-    with _opened(port) as sock:
+    with connected(relay.port) as sock:
         sock.sendall(_BULK.pack(GIVE, count))
         _swallow(sock, count)
 
 
-def messages(size: int, port: int, count: int) -> None:
+def messages(size: int, relay: Side, count: int) -> None:
     """So many bytes to the upstream, in messages each of which waits for the answer to the last."""
     message = _BULK.pack(SWALLOW, size - _BULK.size) + bytes(size - _BULK.size)
-    with _opened(port) as sock:
+    with connected(relay.port) as sock:
         for _ in range(count // size):
             sock.sendall(message)
             _expect(sock, DONE)
@@ -158,11 +155,11 @@ def _expect(sock: socket.socket, answer: bytes) -> None:
         raise ConnectionResetError("not the answer of the upstream")
 
 
-def connections(in_flight: int, preamble: bytes, port: int, count: int) -> None:
+def connections(in_flight: int, preamble: bytes, relay: Side, count: int) -> None:
     """Connections with one small request, a few at a time; the upstream answers and closes."""
     first = preamble + REQUEST
     for _ in range(count // in_flight):
-        batch = [_opened(port) for _ in range(in_flight)]
+        batch = [connected(relay.port) for _ in range(in_flight)]
         for sock in batch:
             sock.send(first)
         for sock in batch:
@@ -172,10 +169,10 @@ def connections(in_flight: int, preamble: bytes, port: int, count: int) -> None:
             sock.close()
 
 
-def round_trips(open_ones: int, port: int, count: int) -> None:
+def round_trips(open_ones: int, relay: Side, count: int) -> None:
     """Small messages there and back, one under way on each of these connections."""
     with ExitStack() as stack:
-        batch = [stack.enter_context(_opened(port)) for _ in range(open_ones)]
+        batch = [stack.enter_context(connected(relay.port)) for _ in range(open_ones)]
         for sock in batch:
             sock.send(_MESSAGE)
         for _ in range(count // open_ones - 1):
@@ -188,7 +185,7 @@ def round_trips(open_ones: int, port: int, count: int) -> None:
 
 def shown_preamble(port: int, first: bytes) -> tuple[bytes, tuple[str, int]]:
     """What came before a message of a client that began with ``first``, and that client's address."""
-    with _opened(port) as sock:
+    with connected(port) as sock:
         sock.settimeout(5)
         sock.sendall(first + bytes([SHOW]))
         ip, own_port = sock.getsockname()
@@ -196,9 +193,12 @@ def shown_preamble(port: int, first: bytes) -> tuple[bytes, tuple[str, int]]:
 
 
 def names_client(preamble: bytes, ip: str, port: int) -> bool:
-    """Whether it is of version 2, PROXY, TCP over IPv4, and has this source."""
-    source = socket.inet_aton(ip), port.to_bytes(2)
-    return preamble.startswith(SIGNATURE + b"\x21\x11") and (preamble[16:20], preamble[24:26]) == source
+    """Whether it says PROXY, TCP over IPv4, and has this source."""
+    if preamble.startswith(b"PROXY TCP4 "):
+        _, _, source, _, source_port, _ = preamble.split()
+        return (source, source_port) == (ip.encode(), b"%d" % port)
+    ends = socket.inet_aton(ip), port.to_bytes(2)
+    return preamble.startswith(SIGNATURE + b"\x21\x11") and (preamble[16:20], preamble[24:26]) == ends
 
 
 def sockets_lack_memory() -> bool:

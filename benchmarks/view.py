@@ -1,56 +1,67 @@
 """What it costs to read the whole forwarded view: scheme, host, port, path, prefix, upstream headers.
 
-First of a request to ``kongrealip serve``, CPU time of two servers whose applications read it and
-do not, paired as in ``benchmarks.server``; then of the middleware alone, in nanoseconds.
+First of a request to ``kongrealip serve``, of two servers whose applications read it and do not;
+then of the middleware alone, in nanoseconds.
 
-    python -m benchmarks.view [--starts 5] [--rounds 15] [--requests 960]
+    python -m benchmarks.view [--effort 1.0]
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import repeat
+from pathlib import Path
 from typing import Any
 
-from benchmarks import server
 from benchmarks.app import read_all
+from benchmarks.comparison import OURS
+from benchmarks.contest import Contest, Extent, Row, parser_of, run
+from benchmarks.cost import LOAD_CORE, SERVER_CORE, on_core, tree
+from benchmarks.load import PREAMBLE_V2, REQUEST, Side, keep_alive
 from benchmarks.middleware import BALANCER, Scope, nanoseconds, request
+from benchmarks.servers import BALANCERS, Job, kongrealip
 from kongrealip import RealIPMiddleware
+from tests.running import free_port
 
-BAR = 1.5
-ENVIRON = {
-    "KONG_TRUSTED_IPS": "127.0.0.0/8",
-    "KONG_REAL_IP_HEADER": "X-Forwarded-For",
-    "KONG_REAL_IP_RECURSIVE": "on",
-}
-FORWARDED = (
-    b"X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: shop.example\r\n"
-    b"X-Forwarded-Port: 443\r\n"
+WHOLE = Extent(starts=5, rounds=15)
+WITHOUT = "view not read"
+APPLICATIONS = {OURS: "benchmarks.app:reading", WITHOUT: "benchmarks.app:app"}
+_BARS = {WITHOUT: 1.5}
+_REQUESTS = 960
+_FORWARDED = REQUEST.replace(
+    b"\r\n\r\n",
+    b"\r\nX-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: shop.example\r\n"
+    b"X-Forwarded-Port: 443\r\n\r\n",
 )
 
 
-def serving(stack: ExitStack, application: str, preamble: bool) -> server.Running:
-    port = server.free_port()
-    environ = {**ENVIRON, "KONG_PROXY_LISTEN": f"{server.HOST}:{port} {'proxy_protocol' * preamble}"}
-    if preamble:
-        environ["KONG_REAL_IP_HEADER"] = "proxy_protocol"
-    command = ["kongrealip", "serve", f"benchmarks.app:{application}", "--no-access-log"]
-    pid = stack.enter_context(server.process(command, port, environ))
-    return server.Running(pid, port, server.PREAMBLE if preamble else b"", False)
+@contextmanager
+def started(by_preamble: bool, names: Sequence[str]) -> Iterator[Mapping[str, Side]]:
+    networks = [] if by_preamble else [BALANCERS]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sides = {}
+        for name in names:
+            job = Job(folder, free_port(), networks=networks)
+            with on_core(SERVER_CORE):
+                program = stack.enter_context(kongrealip(job, APPLICATIONS[name]))
+            sides[name] = Side(job.port, tree(program.pid), by_preamble)
+        yield sides
 
 
-def of_requests(name: str, preamble: bool, headers: bytes, options: argparse.Namespace) -> None:
-    server.REQUEST = server.REQUEST.replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n")
-    measured = []
-    for _ in range(options.starts):
-        with ExitStack() as stack:
-            pair = serving(stack, "app", preamble), serving(stack, "reading", preamble)
-            measured += server.rounds_of(server.keep_alive, *pair, options.rounds, options.requests)
-    ratio = statistics.median(b / a for a, b in measured)
-    without, reads = (statistics.median(column) for column in zip(*measured, strict=True))
-    print(f"{name:34} {ratio:.3f} (bar {BAR})   {without:6.1f} us without, {reads:6.1f} us with")
+def contests() -> list[Contest]:
+    by_preamble = partial(keep_alive, PREAMBLE_V2)
+    by_header = partial(keep_alive, b"", requests=repeat(_FORWARDED))
+    preamble = Row("request, preamble", by_preamble, _REQUESTS, "request", bars=_BARS)
+    header = Row("request, four forwarded headers", by_header, _REQUESTS, "request", bars=_BARS)
+    return [
+        Contest([preamble], list(APPLICATIONS), partial(started, True)),
+        Contest([header], list(APPLICATIONS), partial(started, False)),
+    ]
 
 
 def of_the_middleware(rounds: int) -> None:
@@ -82,18 +93,7 @@ def of_the_middleware(rounds: int) -> None:
         print(f"the middleware alone, {name:12} {without:6.0f} ns without, {with_it:6.0f} ns with")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--starts", type=int, default=5, help="of both servers")
-    parser.add_argument("--rounds", type=int, default=15, help="for each start")
-    parser.add_argument("--requests", type=int, default=960, help="in each round")
-    options = parser.parse_args()
-    os.sched_setaffinity(0, {1})
-    print(f"a request with the whole view read, median of {options.starts} x {options.rounds} paired rounds")
-    of_requests("request, preamble", True, b"", options)
-    of_requests("request, four forwarded headers", False, FORWARDED, options)
-    of_the_middleware(options.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    run("view", contests(), WHOLE, parser_of(__doc__).parse_args())
+    with on_core(LOAD_CORE):
+        of_the_middleware(WHOLE.rounds)
