@@ -294,3 +294,19 @@ def test_main_takes_arguments(capsys: Any) -> None:
         command_line.main(["--version"])
     assert ended.value.code == 0
     assert "kongrealip" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "1")], ids=["alone", "worker"])
+def test_garbage_is_collected_by_whoever_serves(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    """It is not while a server starts."""
+    (tmp_path / "collecting.py").write_text(
+        "import gc\n"
+        "from starlette.responses import JSONResponse\n"
+        "async def app(scope, receive, send):\n"
+        "    if scope['type'] == 'http':\n"
+        "        await JSONResponse({'is_enabled': gc.isenabled()})(scope, receive, send)\n"
+    )
+    port = free_port()
+    listen = {"KONG_PROXY_LISTEN": f"127.0.0.1:{port}"}
+    with serving(listen, "collecting:app", "--app-dir", tmp_path, *workers):
+        assert fetch(port) == {"is_enabled": True}

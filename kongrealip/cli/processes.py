@@ -1,5 +1,6 @@
 """One process or several: what ``serve`` and ``relay`` have in common."""
 
+import gc
 import logging
 import os
 import signal
@@ -66,6 +67,7 @@ def run(read: Callable[[], Service], environ: Mapping[str, str]) -> int:
         service.listens, service.workers, service.settings.client_header_timeout, inherited
     )
     plan = _plan(service, opened, service.workers, None)
+    _collect_what_comes()
     return Supervisor(plan, partial(_renew, read)).run()
 
 
@@ -78,12 +80,19 @@ def _run_alone(service: Service, inherited: list[Any]) -> int:
     make = service.prepare(counters, 0)
     opened = sockets.open_all(service.listens, 0, service.settings.client_header_timeout, inherited)
     server = make(opened=opened.of_worker(0), counters=counters, on_ending=opened.turn_newcomers_away)
+    _collect_what_comes()
     try:
         server.run()
     finally:
         # Where it never came to serve.
         opened.turn_newcomers_away()
     return 0
+
+
+def _collect_what_comes() -> None:
+    """Garbage, from now on. What is there by now stays, and need not be looked through again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def _tell_of_workers(number: int, frame: object) -> None:
