@@ -117,6 +117,48 @@ def test_second_opinion_on_tlvs(values: dict[int, bytes]) -> None:
     assert first_tlvs(answer[0].tlv_area) == values
 
 
+ENDS = bytes.fromhex("cb007107 c6336409 c350 01bb")
+READ = {
+    "version 1": (
+        b"PROXY TCP4 203.0.113.7 198.51.100.9 50000 443\r\n",
+        Preamble(1, "PROXY", "203.0.113.7", 50000, "198.51.100.9", 443),
+    ),
+    "UNKNOWN": (b"PROXY UNKNOWN 203.0.113.7\r\n", Preamble(1, "PROXY")),
+    "version 2": (
+        SIGNATURE + b"\x21\x11\x00\x11" + ENDS + b"\x01\x00\x02h2",
+        Preamble(2, "PROXY", "203.0.113.7", 50000, "198.51.100.9", 443, b"\x01\x00\x02h2"),
+    ),
+    "version 2, IPv6": (
+        SIGNATURE + b"\x21\x21\x00\x24" + IPv6Address("2001:db8::7").packed + bytes(15) + b"\1" + ENDS[8:],
+        Preamble(2, "PROXY", "2001:db8::7", 50000, "::1", 443),
+    ),
+    # No address of TCP: nginx takes neither from them.
+    "version 2, Unix": (SIGNATURE + b"\x21\x31\x00\x0c" + ENDS, Preamble(2, "PROXY")),
+    "version 2, datagram": (SIGNATURE + b"\x21\x12\x00\x0c" + ENDS, Preamble(2, "PROXY")),
+    "version 2, LOCAL": (SIGNATURE + b"\x20\x11\x00\x0c" + ENDS, Preamble(2, "LOCAL")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "preamble"), READ.values(), ids=READ)
+def test_every_field(data: bytes, preamble: Preamble) -> None:
+    assert parse(data) == (preamble, len(data))
+
+
+# Python's int() takes no more than 4300 digits.
+@pytest.mark.parametrize("zeros", [0, 1, 5, 5000])
+def test_a_port_is_a_number_however_long(zeros: int) -> None:
+    def read(port: str) -> Outcome:
+        line = f"PROXY TCP4 203.0.113.7 198.51.100.9 {'0' * zeros}{port} 443\r\n"
+        return outcome(line.encode(), limit=65551)
+
+    for port in 0, 80, 10000, 65535:
+        found = read(str(port))
+        assert isinstance(found, tuple)
+        assert found[0].source_port == port
+    for port in 65536, 99999, 100000:
+        assert read(str(port)) == "refused"
+
+
 def test_local() -> None:
     assert parse(ProxyProtocolV2().pack(ProxyResultLocal()))[0] == Preamble(2, "LOCAL")  # type: ignore[index]
 
@@ -143,12 +185,17 @@ def test_the_limit_is_the_last_length_that_passes(limit: int) -> None:
 
 REFUSED = [
     (b"GET / HTTP/1.1\r\n", "plain HTTP reached a proxy_protocol port", "http"),
+    # As it is written to a proxy, and of a server as a whole.
+    (b"GET http://a/ HTTP/1.1\r\n", "plain HTTP reached a proxy_protocol port", "http"),
+    (b"GET https://a/ HTTP/1.1\r\n", "plain HTTP reached a proxy_protocol port", "http"),
+    (b"OPTIONS * HTTP/1.1\r\n", "plain HTTP reached a proxy_protocol port", "http"),
     (b"\x16\x03\x01\x02\x00", "TLS without a preamble reached a proxy_protocol port", "tls"),
     (b"PROXY TCP5 ", "malformed version 1 preamble", "malformed"),
     # Not HTTP: what comes byte by byte is malformed before the slash.
     (b"PROXY https://x HTTP/1.1\r\n", "malformed version 1 preamble", "malformed"),
     (b"PROXY TCP4 1.1.1.1 2.2.2.2 70000 1\r\n", "version 1 preamble with a port above 65535", "port"),
     (b"SSH-2.0-x\r\n", "no PROXY preamble", "not_proxy"),
+    (b" / HTTP/1.1\r\n", "no PROXY preamble", "not_proxy"),
     (SIGNATURE + b"\x11\x11\x00\x00", "PROXY version 1 is not known", "version"),
     (
         SIGNATURE + b"\x21\x11\x00\x02ab",
@@ -171,6 +218,20 @@ def test_the_text_for_the_log_and_the_reason_for_metrics(data: bytes, text: str,
         parse(data)
     assert caught.value.reason == reason
     assert reason in REASONS
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"G", b"\x16", b"\r\n\r\n\x00\r\nQUIT\r", b"PROXY UNKNOWx", b"PROXY TCP5", b"PROXY TCP4 g",
+        b"PROXY TCP4 1.1.1.1 2.2.2.2  ", b"PROXY TCP4 1.1.1.1 2.2.2.2 x", b"PROXY TCP4 1.1.1.1 2.2.2.2 1  ",
+        b"PROXY TCP4 1.1.1.1 2.2.2.2 1 \r", b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2x", b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\r",
+    ],
+)  # fmt: skip
+def test_refused_with_the_first_byte_that_cannot_be(data: bytes) -> None:
+    """Who is no balancer does not hold a connection until the deadline."""
+    assert outcome(data[:-1]) is None
+    assert outcome(data) == "refused"
 
 
 def test_the_error_is_for_others_too() -> None:

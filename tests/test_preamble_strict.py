@@ -78,6 +78,7 @@ ACCEPTED = {
     "longest IPv6": line("TCP6", "ffff:" * 7 + "ffff", "FFFF:" * 7 + "FFFF", "65535 65535"),
     "short IPv6": line("TCP6", "::", "::1"),
     "IPv6 with leading zeros in a group": line("TCP6", "2001:0db8::0001", "1:2:3:4:5:6:7::"),
+    "IPv6 with IPv4 in it, behind a zero": line("TCP6", "0::1.2.3.4", "::1"),
     "IPv6 with IPv4 in it": line("TCP6", "::ffff:192.0.2.1", "1:2:3:4:5:6:1.2.3.4"),
     "UNKNOWN": b"PROXY UNKNOWN\r\n",
     "UNKNOWN with addresses": b"PROXY UNKNOWN 010.0.0.1 x 080 99999\r\n",
@@ -156,6 +157,9 @@ REFUSED = {
     ),
     "leading zero behind an IPv6 address": (
         line("TCP6", "::1.2.3.04", "::1"), "leading_zero", "version 1 preamble with a leading zero in '04'",
+    ),
+    "leading zero in its first octet": (
+        line("TCP6", "::01.2.3.4", "::1"), "leading_zero", "version 1 preamble with a leading zero in '01'",
     ),
     "leading zero in the source port": (
         line("TCP4", "1.2.3.4", "1.2.3.4", "080 1"), "leading_zero",

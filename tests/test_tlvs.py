@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kongrealip.preamble import Preamble, parse
+from kongrealip.preamble.description import describe_preamble
 from kongrealip.preamble.said import SSL, TLVs
 from kongrealip.preamble.tlv import entries
 from kongrealip.preamble.writing import tlv
@@ -64,6 +65,7 @@ def test_what_the_specification_has() -> None:
         (0x05, 0, True),
         (0x07, 0, True),
         (0x03, 10, False),  # one that has expired
+        (0x03, 1 << 24, False),  # whatever the number is
         (0x00, 0, False),
         (0x02, 0, False),  # without TLS there is none
         (0x08, 0, False),  # a bit that is not known
@@ -79,6 +81,42 @@ def test_the_clouds() -> None:
     assert said(tlv(0xEA, b"\x01vpce-08d2bf15fac5001c9")).aws_vpc_endpoint_id == "vpce-08d2bf15fac5001c9"
     assert said(tlv(0xE0, bytes.fromhex("00000001b2f3c4d5"))).google_psc_connection_id == 0x1B2F3C4D5
     assert said(tlv(0xEE, b"\x01" + (0x01020304).to_bytes(4, "little"))).azure_link_id == 0x01020304
+
+
+def test_as_json() -> None:
+    """What whoami and explain answer is read by programs."""
+    area = b"".join(
+        (tlv(1, b"h2"), tlv(2, b"shop.example"), tlv(0x30, b"blue"), tlv(5, b"\x00\xff"),
+         ssl_tlv(0x05, 0x01020304, version=b"TLSv1.3", cn=b"admin"), tlv(0xEA, b"\x01vpce-0"),
+         tlv(0xE0, bytes(7) + b"\x05"), tlv(0xEE, b"\x01\x06\0\0\0"))
+    )  # fmt: skip
+    found = describe_preamble(Preamble(2, "PROXY", "203.0.113.7", 51000, "198.51.100.9", 443, area))
+    assert found == {
+        "version": 2, "command": "PROXY", "source_ip": "203.0.113.7", "source_port": 51000,
+        "destination_ip": "198.51.100.9", "destination_port": 443,
+        "tlvs": {
+            "01": "6832", "02": "73686f702e6578616d706c65", "30": "626c7565", "05": "00ff",
+            "20": "0501020304" "210007544c5376312e33" "22000561646d696e", "ea": "01767063652d30",
+            "e0": "0000000000000005", "ee": "0106000000",
+        },
+        "said": {
+            "alpn": "h2",
+            "authority": "shop.example",
+            "netns": "blue",
+            "unique_id": "00ff",
+            "ssl": {
+                "client": 5, "verify": 0x01020304, "version": "TLSv1.3", "cn": "admin", "cipher": None,
+                "signature_algorithm": None, "key_algorithm": None, "over_tls": True, "client_verified": False,
+            },
+            "aws_vpc_endpoint_id": "vpce-0",
+            "google_psc_connection_id": 5,
+            "azure_link_id": 6,
+        },
+    }  # fmt: skip
+    assert describe_preamble(Preamble(1, "PROXY")) == {
+        "version": 1, "command": "PROXY", "source_ip": None, "source_port": None,
+        "destination_ip": None, "destination_port": None, "tlvs": {}, "said": {},
+    }  # fmt: skip
 
 
 def test_what_is_not_of_its_form_is_not_there() -> None:

@@ -18,7 +18,7 @@ PCAP_ORDERS = {
 }  # fmt: skip
 PCAPNG = b"\n\r\r\n"
 _PCAPNG_ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
-_SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
+_INTERFACE, _SIMPLE, _ENHANCED = 1, 3, 6
 # tcpdump takes no more of a packet than this; blocks may have options beside it.
 _LONGEST_FRAME, _LONGEST_BLOCK = 1 << 18, 1 << 20
 _MOST_INTERFACES = 4096

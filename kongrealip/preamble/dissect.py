@@ -138,7 +138,7 @@ def _behind(data: bytes, end: int) -> Iterator[Field]:
 def _body(header: bytes, family: int, command: int, end: int) -> Iterator[Field]:
     """Addresses and TLVs, as far as they are there."""
     width = _WIDTHS.get(family, 0)
-    tlvs = _BODY + (2 * width if family == _UNIX else 2 * width + 4 if width else 0)
+    tlvs = _BODY + 2 * width + (0 if family == _UNIX else 4)
     if command == 0 or not width or end < tlvs:
         if header[_BODY:]:
             why = "too short for addresses" if command and width else "not read"
@@ -183,7 +183,7 @@ def _tlvs(header: bytes, place: int, end: int) -> Iterator[Field]:
         else:
             meaning = _meaning(kind, value)
         yield Field(start - _HEAD_OF_TLV, len(value) + _HEAD_OF_TLV, name, meaning)
-        if kind == said.SSL_TYPE and len(value) >= _SSL_FIXED:
+        if kind == said.SSL_TYPE:
             yield from _inside_ssl(value, start)
     yield from _broken(header, place, len(header) == end)
 

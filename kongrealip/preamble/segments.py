@@ -87,7 +87,7 @@ def _of_ethernet(frame: bytes) -> bytes:
 
 def _tcp(packet: bytes) -> tuple[_Direction, int, bytes] | None:
     """Both ends, flags and data."""
-    found = _of_ipv4(packet) if packet[:1] and packet[0] >> 4 == 4 else _of_ipv6(packet)
+    found = _of_ipv4(packet) if packet and packet[0] >> 4 == 4 else _of_ipv6(packet)
     if found is None:
         return None
     source, destination, segment = found
