@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 COUNT ?= 2000
 SEED ?= 1
+AREA ?= realip
 
-.PHONY: demo lab test differential lint bench faults soak clean
+.PHONY: demo lab test differential lint bench faults soak mutants clean
 
 demo: $(VENV)/demo
 	@$(BIN)/kongrealip demo
@@ -63,3 +64,7 @@ faults: $(VENV)/test
 # Mixed traffic for half an hour: no wrong client, no growth. The machine should have nothing else to do.
 soak: $(VENV)/test
 	$(BIN)/python -m benchmarks.soak
+
+# Which changes of the code no test would notice; AREA is realip, preamble or config. Takes half an hour.
+mutants: $(VENV)/test
+	$(BIN)/python -m tests.mutation $(AREA)

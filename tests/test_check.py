@@ -22,6 +22,7 @@ from kongrealip.cli.check import check
 from kongrealip.cli.whoami import app as whoami
 from kongrealip.config.findings import HINT, SEVERITIES, Finding, findings_of, invalid_findings
 from kongrealip.config.kongconf import parse_environment
+from kongrealip.config.names import READ, READ_OF_OURS
 from kongrealip.errors import SettingsError
 from kongrealip.preamble.header import parse
 from kongrealip.pytest_plugin import StartServer
@@ -116,6 +117,16 @@ OF_MANIFESTS = {
     "ip-target-without-preservation", "header-behind-l4", "header-not-sent", "header-not-appended",
     "balancer-range-missing", "google-without-recursive", "probe-without-preamble", "unknown-value",
 }  # fmt: skip
+#: The fault is not in the client's address, or nothing gets one.
+NOT_OF_ADDRESSES = {
+    "invalid", "misspelt-name", "not-read-here", "source-without-flag", "believed-forwarded-proto",
+    "all-listeners-flagged", "no-effect", "preamble-longer-than-nginx", "port-map-without-listener", "port-map-twice",
+    "mapped-peers",
+}  # fmt: skip
+CLIENT = "203.0.113.7"
+NAMES = {f"KONG_{key.upper()}" for key in READ} | {f"KONGREALIP_{key.upper()}" for key in READ_OF_OURS}
+#: The name is told as the operator wrote it.
+AS_WRITTEN = {"misspelt-name", "not-read-here"}
 
 
 def found_in(environ: Environ, conf: str | None = None) -> list[Finding]:
@@ -185,12 +196,52 @@ def test_the_example_shows_the_fault(code: str, faulty: str, right: str) -> None
     finding = planted(code, faulty)
     example = finding.example
     assert str(example)
-    if example.client is None or example.right is None:
-        # The fault is not in the address.
+    assert isinstance(example.preamble, str)
+    if code in NOT_OF_ADDRESSES:
+        assert example.client is example.right is None
         return
+    # The client, an attacker that connects, or one that an honest balancer put last.
+    last = "".join(example.headers[-1:]).rpartition(", ")[2]
+    assert example.right in (CLIENT, example.peer, last)
     assert client_of(finding, Settings.load(env(faulty))) == example.client != example.right
     assert example.client in str(example)
     assert example.right in str(example)
+
+
+@EACH_PLANTED
+def test_the_variable_is_one_that_can_be_set(code: str, faulty: str, right: str) -> None:
+    variable = planted(code, faulty).variable
+    assert variable in (env(faulty) if code in AS_WRITTEN else NAMES)
+
+
+@EACH_PLANTED
+def test_what_stands_in_a_file_is_told_as_that(code: str, faulty: str, right: str) -> None:
+    environ = env(faulty)
+    in_file = {name: value for name, value in environ.items() if name.startswith("KONG_")}
+    conf = "".join(f"{name.removeprefix('KONG_').lower()} = {value}\n" for name, value in in_file.items())
+    for finding in found_in({name: environ[name] for name in environ if name not in in_file}, conf):
+        assert finding.variable not in in_file
+
+
+# What the fix says, done, is the end of the fault.
+CURED = (
+    "header-letter-case",
+    "header-for-preamble",
+    "header-unknown",
+    "trust-without-effect",
+    "misspelt-name",
+)
+
+
+@pytest.mark.parametrize(("code", "faulty", "right"), [case for case in PLANTED if case[0] in CURED])
+def test_what_the_fix_says_cures(code: str, faulty: str, right: str) -> None:
+    finding, environ = planted(code, faulty), env(faulty)
+    word = finding.fix.removeprefix("write ").partition(",")[0].partition(" or ")[0]
+    if code == "misspelt-name":
+        environ[word] = environ.pop(finding.variable)
+    else:
+        environ[finding.variable] = word
+    assert loud(environ) == set()
 
 
 # Of these the twin gives the same request the right client. Elsewhere other requests are right now.

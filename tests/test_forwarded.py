@@ -168,6 +168,8 @@ def test_port_maps_stand_for_the_listener() -> None:
         ({b"host": b"[:::]"}, None),
         ({b"host": b"[1.2.3.4]"}, None),
         ({b"host": b"shop.example", b"port": b"443", b"proto": b"wss"}, b"shop.example"),
+        ({b"host": b"shop.example", b"port": b"80", b"proto": b"ws"}, b"shop.example"),
+        ({b"host": b"shop.example", b"port": b"443", b"proto": b"ws"}, b"shop.example:443"),
         ({b"port": b"8443"}, None),
     ],
 )  # fmt: skip
@@ -179,7 +181,7 @@ def test_the_host_header_that_the_client_wrote(lines: dict[bytes, bytes], seen: 
 @pytest.mark.parametrize(
     ("prefix", "seen"),
     [
-        (b"/api", b"/api"), (b"/api/v1/", b"/api/v1"), (b"/", None), (b"", None), (b"api", None),
+        (b"/api", b"/api"), (b"/Api/V1/", b"/Api/V1"), (b"/~a_b-c.0", b"/~a_b-c.0"), (b"/", None), (b"", None), (b"api", None),
         (b"//evil.example", None), (b"/a//b", None), (b"/a/../b", None), (b"/a?b", None), (b"/a%2fb", None),
         (b"/\\evil.example", None), (b"/a b", None),
     ],
@@ -289,6 +291,14 @@ async def test_our_own_servers_connections() -> None:
         found = await scope_of(None, line, scope=more, real_ip_header="proxy_protocol", **arguments)
         assert found["scheme"] == scheme, (preamble, arguments)
         assert resolution_of(found).forwarded.request.scheme == "http"
+
+
+@pytest.mark.parametrize(("tls", "scheme"), [(True, "https"), (False, "http")])
+async def test_the_scheme_of_our_own_servers_connection(tls: bool, scheme: str) -> None:
+    """It is the connection's, whatever stands in the scope, and nobody believed says otherwise."""
+    connection = Connection(STRANGER, ("10.0.0.9", 8000), None, tls=tls)
+    found = await scope_of(None, scope={"state": {CONNECTION_KEY: connection}, "scheme": "ws"})
+    assert resolution_of(found).forwarded.request.scheme == scheme
 
 
 async def test_host_and_root_path_on_request() -> None:

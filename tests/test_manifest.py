@@ -322,6 +322,7 @@ def test_a_command_is_words_or_a_line() -> None:
         ("$$a", "$a"),
         ("${A:-b}c", "bc"),
         ("${A-b}", "b"),
+        ("${A:-}c", "c"),
         ("${A}", None),
         ("$A", None),
         ("${A:?e}", None),

@@ -65,6 +65,13 @@ def test_the_client_is_an_address_that_reads_back(
     assert client.port is None or 0 < client.port <= 65535
 
 
+@given(LINES, st.booleans())
+def test_a_single_line_leads_where_the_walk_leads(lines: list[bytes], recursive: bool) -> None:
+    for line in (*lines, b"203.0.113.7", b"203.0.113.7:80", b"255.255.255.255"):
+        hop = rules(recursive=recursive).walk([line])
+        assert rules(recursive=recursive).reached(line) == (hop and (hop[0], hop[2]))
+
+
 @given(LINES, LINES)
 def test_what_is_remembered_changes_nothing(first: list[bytes], second: list[bytes]) -> None:
     """Proxies are remembered from walk to walk; a fresh start must say the same."""
@@ -147,6 +154,30 @@ def test_what_is_no_address(text: str) -> None:
 )
 def test_how_ipv6_is_printed(groups: tuple[int, ...], shown: str) -> None:
     assert ipv6_text(groups) == shown
+
+
+@pytest.mark.parametrize("recursive", [True, False])
+def test_nothing_but_blanks_and_commas_is_taken_off_an_entry(recursive: bool) -> None:
+    """In whichever place of a line, and whether it is taken apart or not."""
+    entry = b"203.0.113.7"
+    for byte in range(256):
+        other, is_blank = bytes((byte,)), byte == ord(" ")
+        if other.isdigit():
+            continue
+        for line, is_address in (
+            (other + entry, is_blank),
+            (entry + other, is_blank or other == b","),
+            (b"6.6.6.6," + other + entry, is_blank or other == b","),
+            (b"6.6.6.6 " + entry + other, is_blank or other == b","),
+        ):
+            client = resolve(rules(recursive=recursive), BALANCER, None, [line]).client
+            assert (client.ip == "203.0.113.7") == is_address, line
+            assert client.ip in ("203.0.113.7", BALANCER.ip)
+
+
+def test_a_header_of_any_bytes() -> None:
+    """As the environment gives them: what is no UTF-8 is compared byte by byte."""
+    assert rules("X-\udcff\xe9").header_name == b"x-\xff\xc3\xa9"
 
 
 def test_mapped_peer_is_judged_as_ipv4_for_replacement_and_as_ipv6_by_kong() -> None:

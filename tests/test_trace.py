@@ -61,6 +61,15 @@ def test_the_walk() -> None:
     ]
 
 
+def test_what_is_no_address_is_shown_as_it_was_received() -> None:
+    rules = Rules(TrustedNetworks(TRUSTED), "X-Forwarded-For", recursive=True)
+    for byte in range(256):
+        if byte not in b" ,":
+            entry = bytes((byte, ord("-"), byte))
+            steps = trace(rules, TRUSTED, PEER, None, [b"  " + entry + b" ,10.1.1.1 "]).steps
+            assert [step.text for step in steps] == ["10.0.0.5", "10.1.1.1", entry.decode("latin-1")]
+
+
 def test_junk_ends_it() -> None:
     assert shown(steps_of("1.1.1.1, junk, 10.1.1.1")) == [
         ("10.0.0.5", 0, PASSED, "10.0.0.0/8"),

@@ -115,8 +115,9 @@ def _of_command(workload: Workload) -> Mapping[str, str]:
     """What the command says of the listeners: another server's are not known, nor is --uds one of them."""
     words = workload.words
     listen = _option(words, "--listen")
-    if listen is not None and "relay" in words:
-        return {"KONG_STREAM_LISTEN": listen}
+    if "relay" in words:
+        # Whatever the environment says of HTTP, it opens none of it.
+        return {"KONG_PROXY_LISTEN": "off"} | ({"KONG_STREAM_LISTEN": listen} if listen is not None else {})
     is_ours = (
         words[:1] in _COMMANDS
         or any("kongrealip" in word for word in words)

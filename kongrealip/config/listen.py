@@ -152,7 +152,7 @@ def _address(text: str, flags: tuple[str, ...]) -> tuple[str, int]:
         read = _ipv4(text)
     else:
         name = re.fullmatch(_NAME, text)
-        read = (name[1], int(name[2][:9])) if name else None
+        read = (name[1], int(name[2].lstrip("0")[:9] or 0)) if name else None
     if read is None:
         raise ValueError(_reason(text, flags))
     return read

@@ -38,9 +38,8 @@ _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 def objects_of(document: Document) -> list[Mapping[str, Any]]:
     """The objects of a document: one, or those of a List."""
     content = mapping_of(document.content)
-    if content.get("kind") == "List":
-        return [mapping_of(item) for item in list_of(content.get("items"))]
-    return [content] if "kind" in content else []
+    items = list_of(content.get("items")) if content.get("kind") == "List" else [content]
+    return [item for item in map(mapping_of, items) if "kind" in item]
 
 
 def config_maps_of(documents: list[Document]) -> ConfigMaps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from kongrealip.address import bounded_decimal
 from kongrealip.config import kongconf
 from kongrealip.config.listen import Listen, parse_listens
 from kongrealip.errors import SettingsError
@@ -138,8 +139,9 @@ class Source:
         text = self.text(key, prefix)
         if not text:
             return None
-        if text.isascii() and text.isdigit() and low <= int(text[:9]) <= high:
-            return int(text)
+        value = bounded_decimal(text, high)
+        if value is not None and low <= value:
+            return value
         self.problem(key, f"{text!r}: write {what} from {low} to {high}")
         return None
 
@@ -152,10 +154,11 @@ class Source:
             self.given[keys[-1]] = self.given[key]
             if text == "auto":
                 return None
-            if text.isascii() and text.isdigit() and 0 < int(text[:9]) < high:
-                return int(text)
-            self.problem(key, f"{text!r}: write auto or a number of at least 1")
-            return None
+            value = bounded_decimal(text, high - 1)
+            if not value:
+                self.problem(key, f"{text!r}: write auto or a number of at least 1")
+                return None
+            return value
         return None
 
     def log_path(self, key: str, default: str) -> str:

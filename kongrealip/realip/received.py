@@ -58,7 +58,7 @@ def received(headers: Headers, most_lines: int) -> Received:
         return NOTHING
     values: dict[bytes, bytes] = {}
     for name, value in found:
-        if name not in _DASHED or b", " in value:
+        if name not in _DASHED:
             return _looked_up(headers, most_lines)
         # nginx takes the blanks at the end away, and not every server does.
         values[name] = value.rstrip(b" ")
@@ -87,9 +87,8 @@ def _looked_up(headers: Headers, most_lines: int) -> Received:
                 underscored.setdefault(name, value.rstrip(b" "))
     getters = {}
     for name, values in joined.items():
-        value = b", ".join(values)
-        if b", " not in value:
-            getters[name] = value
+        if len(values) == 1 and b", " not in values[0]:
+            getters[name] = values[0]
         elif name in dashed:
             # Kong then asks another function, which knows dashes only and the first lines only.
             getters[name] = dashed[name]
