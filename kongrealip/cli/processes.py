@@ -59,13 +59,13 @@ def run(read: Callable[[], Service], environ: Mapping[str, str]) -> int:
     """
     service = read()
     set_up_logging(service.settings)
-    service.announce()
     inherited = sockets.inherited(environ)
     if service.workers is None:
         return _run_alone(service, inherited)
     opened = sockets.open_all(
         service.listens, service.workers, service.settings.client_header_timeout, inherited
     )
+    service.announce()
     plan = _plan(service, opened, service.workers, None)
     _collect_what_comes()
     return Supervisor(plan, partial(_renew, read)).run()
@@ -79,6 +79,8 @@ def _run_alone(service: Service, inherited: list[Any]) -> int:
     # The application first: nobody should connect to a port behind which nothing will ever be.
     make = service.prepare(counters, 0)
     opened = sockets.open_all(service.listens, 0, service.settings.client_header_timeout, inherited)
+    # Now it is true, and whoever waits for that line may connect.
+    service.announce()
     server = make(opened=opened.of_worker(0), counters=counters, on_ending=opened.turn_newcomers_away)
     _collect_what_comes()
     try:
